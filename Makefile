@@ -1,0 +1,43 @@
+# Every chore of this project. `make serve` and `make test` need python3 (3.10 to 3.12, with venv and its shared library)
+# and nothing else: they make .venv first.
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: serve test lint perf bench clean
+
+# Serves the embedded model, or what ARGS says: make serve ARGS="--model EleutherAI/gpt-j-6b --device cuda"
+serve: $(INSTALLED)
+	exec $(BIN)/python tools/serve.py $(ARGS)
+
+# Every test that needs no GPU: make test ARGS="-k lifecycle"
+test: $(INSTALLED)
+	$(BIN)/python -m pytest tests/unit tests/server $(ARGS)
+
+# The files of a model repository are top-level modules of their model, each called model.py: a mypy run for each model.
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy backends tools tests
+	set -e; for model in preprocessing postprocessing; do \
+	    MYPYPATH=model_repository/$$model/1 $(BIN)/mypy model_repository/$$model/1/*.py; done
+
+# A small sweep of the real perf_analyzer against the ensemble, over HTTP and gRPC.
+perf: $(INSTALLED)
+	$(BIN)/python tools/perf.py $(ARGS)
+
+# The same requests at once and one after another, and the cost of one.
+bench: $(INSTALLED)
+	$(BIN)/python tools/benchmark_concurrency.py $(ARGS)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13) and "Python 3.10, 3.11 or 3.12 is needed: make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis gptj_triton.egg-info

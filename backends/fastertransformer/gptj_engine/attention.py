@@ -1,0 +1,80 @@
+"""Attention over the paged KV cache in plain torch operations. Knows layers by number, and nothing of weights.
+
+A token's result does not depend on what else is in the step, bit for bit on a CPU in float32. Three choices give that,
+each held by tests: every matrix product has two rows or more and its right operand row-major, for which the CPU's GEMM
+adds the products of a row in the same order whatever the other sizes are; masked positions add exact zeros; and the sum
+over the context is cut at fixed positions, because a long one would otherwise be cut where its length says.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gptj_engine.batch import AttentionGroup, Batch
+from gptj_engine.config import ModelConfig
+
+PAGE_SIZE = 16  # tokens
+CONTEXT_CUT = 256  # positions summed at a time
+
+
+class KVCache:
+    """K and V of every layer: [pages, heads, head_size, PAGE_SIZE] and [pages, heads, PAGE_SIZE, head_size] each."""
+
+    def __init__(self, config: ModelConfig, num_pages: int, dtype: torch.dtype, device: torch.device) -> None:
+        shape = (config.num_layers, num_pages, config.num_heads)
+        self.keys = _zeros((*shape, config.head_size, PAGE_SIZE), dtype, device)
+        self.values = _zeros((*shape, PAGE_SIZE, config.head_size), dtype, device)
+
+    @staticmethod
+    def page_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+        """Bytes that one page takes up in all layers together."""
+        return 2 * config.num_layers * config.hidden_size * PAGE_SIZE * dtype.itemsize
+
+    def write(self, layer: int, batch: Batch, key: Tensor, value: Tensor) -> None:
+        """Store K and V, [T, heads, head_size] each, of the batch's tokens."""
+        self.keys[layer][batch.pages, :, :, batch.slots] = key
+        self.values[layer][batch.pages, :, batch.slots] = value
+
+    def attend(self, layer: int, batch: Batch, query: Tensor) -> Tensor:
+        """Attention of `query` [T, heads, head_size] over each sequence's own context; returns the same shape."""
+        results = [self._attend_group(layer, group, query[group.rows]) for group in batch.groups]
+        return results[0] if len(results) == 1 else torch.cat(results)
+
+    def _attend_group(self, layer: int, group: AttentionGroup, query: Tensor) -> Tensor:
+        _, heads, head_size = query.shape
+        sequences, num_pages = group.num_sequences, group.num_pages
+        tokens = query.shape[0] // sequences
+        if tokens == 1:
+            query = query.repeat_interleave(2, dim=0)  # a product of one row adds in another order than one of many
+        query = query.view(sequences, -1, heads, head_size).transpose(1, 2)  # [S, heads, M, head_size]
+
+        keys = self.keys[layer].flatten(0, 1).index_select(0, group.head_pages)
+        values = self.values[layer].flatten(0, 1).index_select(0, group.head_pages)
+        keys = keys.view(sequences, heads, num_pages, head_size, PAGE_SIZE)
+        values = values.view(sequences, heads, num_pages * PAGE_SIZE, head_size)
+
+        scores = torch.matmul(query[:, :, None], keys)  # [S, heads, P, M, PAGE_SIZE]
+        scores = scores.transpose(2, 3).flatten(3).float() * head_size**-0.5
+        weights = torch.softmax(scores + group.mask, dim=-1).to(values.dtype)  # [S, heads, M, C]
+        result = _weighted_sum(weights, values)  # [S, heads, M, head_size]
+        return result[:, :, :tokens].transpose(1, 2).reshape(-1, heads, head_size)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros (a masked position must be finite); on a CPU, memory that the system hands out only as it is first used."""
+    if device.type == "cpu":
+        return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+    return torch.zeros(shape, dtype=dtype, device=device)
+
+
+def _weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
+    """`weights @ values`, the sum over the context taken CONTEXT_CUT positions at a time."""
+    parts = zip(weights.split(CONTEXT_CUT, dim=-1), values.split(CONTEXT_CUT, dim=-2), strict=True)
+    first, *others = (torch.matmul(weight, value) for weight, value in parts)
+    for part in others:
+        first += part
+    return first

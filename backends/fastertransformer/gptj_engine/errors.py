@@ -1,0 +1,34 @@
+"""The engine's exceptions. Knows nothing of how they reach a user.
+
+EngineError
+├── ConfigError         a setting or checkpoint that stops the start
+├── InvalidRequestError a field of one request is out of range; the engine goes on
+└── UnavailableError    the engine is gone, or is not ready yet
+"""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Root of everything this package raises on purpose."""
+
+
+class ConfigError(EngineError):
+    """A setting, a checkpoint file or the device keeps the engine from starting."""
+
+
+class InvalidRequestError(EngineError):
+    """One request's field is refused: the message names the field, the value and what is allowed."""
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        super().__init__(f"{field} is {value}, allowed: {allowed}")
+        self.field = field
+
+    def in_row(self, row: int) -> InvalidRequestError:
+        """The same error, naming the row of a request of several."""
+        self.args = (f"row {row}: {self}",)
+        return self
+
+
+class UnavailableError(EngineError):
+    """No engine can take or finish the request now."""

@@ -1,0 +1,71 @@
+"""Turns a scheduled step into sampled tokens: batch, forward pass, sampler. Owns the device, the weights and the KV
+cache.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from gptj_engine.attention import PAGE_SIZE, KVCache
+from gptj_engine.batch import build_batch
+from gptj_engine.config import EngineConfig, ModelConfig
+from gptj_engine.errors import ConfigError
+from gptj_engine.kv_pages import PagePool
+from gptj_engine.sampler import Sampled, sample
+from gptj_engine.scheduler import Scheduled
+from gptj_engine.sequence import Sequence
+from gptj_engine.transformer import Transformer
+from gptj_engine.weights import load_weights
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+FREE_MEMORY_USED = 0.85  # of a GPU, for the KV cache; the rest is for activations
+
+
+class Runner:
+    """`pool` counts the pages of the KV cache that was allocated."""
+
+    def __init__(self, config: EngineConfig, model: ModelConfig) -> None:
+        self.device = choose_device(config.device)
+        data_type = config.data_type
+        if data_type == "auto":
+            data_type = "fp16" if self.device.type == "cuda" else "fp32"
+        dtype = DTYPES[data_type]
+        weights = load_weights(config.checkpoint, model, dtype, self.device)
+        self._transformer = Transformer(model, weights)
+        self._num_heads = model.num_heads
+        num_pages = self._num_pages(config, model, KVCache.page_bytes(model, dtype))
+        self.pool = PagePool(num_pages, PAGE_SIZE)
+        self._cache = KVCache(model, num_pages, dtype, self.device)
+
+    @torch.inference_mode()
+    def run(self, step: list[Scheduled]) -> list[tuple[Sequence, Sampled]]:
+        """Compute a step; returns the sequences that got a new token, which the caller appends."""
+        batch = build_batch(step, self.pool, self._num_heads, self.device)
+        logits = self._transformer.forward(batch, self._cache)
+        for scheduled in step:
+            scheduled.sequence.num_cached += scheduled.num_tokens
+        if not batch.sampling:
+            return []
+        return list(zip(batch.sampling, sample(logits, batch.sampling), strict=True))
+
+    def _num_pages(self, config: EngineConfig, model: ModelConfig, page_bytes: int) -> int:
+        """Pages that the memory set aside holds, and no more than `max_sequences` full contexts can use."""
+        if self.device.type == "cuda":
+            memory = int(torch.cuda.mem_get_info(self.device)[0] * FREE_MEMORY_USED)
+        else:
+            memory = int(config.kv_cache_gib * 2**30)
+        context_pages = -(-model.context_length // PAGE_SIZE)
+        num_pages = min(memory // page_bytes, config.max_sequences * context_pages)
+        if num_pages < context_pages:
+            needed = context_pages * page_bytes / 2**30
+            raise ConfigError(f"the KV cache has {memory / 2**30:.2f} GiB, one full context needs {needed:.2f} GiB")
+        return num_pages
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `name` (auto, cpu or cuda) stands for here; ConfigError when there is no such one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is 'cuda', but torch finds no CUDA GPU here")
+    return torch.device(name)

@@ -1,0 +1,192 @@
+"""The engine process: answers doors over ZeroMQ while the engine steps. Knows nothing of Triton but its process id.
+
+    python -m gptj_engine.server --config JSON --directory DIR --server-pid PID
+
+It binds DIR/engine.sock, and ends after its last door left, or when the process PID ends, however that ends. If it
+cannot start, DIR/error.txt says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+import zmq
+
+from gptj_engine import messages
+from gptj_engine.config import EngineConfig
+from gptj_engine.engine import Engine
+from gptj_engine.errors import EngineError, InvalidRequestError
+from gptj_engine.lifetime import end_orphaned_stubs, open_pidfd, wait_until_ended
+from gptj_engine.sequence import Sequence
+
+STUBS_END_BY_THEMSELVES = 0.5  # seconds in which they do, unless the server was killed
+
+log = logging.getLogger("gptj_engine")
+
+
+@dataclass
+class Door:
+    """A process that sends requests: where to answer, how to see that it died, and its requests under way."""
+
+    outbox: zmq.Socket[bytes]
+    pidfd: int
+    requests: set[int] = field(default_factory=set)
+
+
+class EngineServer:
+    """Messages in, engine steps, messages out: one thread, one loop."""
+
+    def __init__(self, directory: Path) -> None:
+        self._context = zmq.Context()
+        self._inbox = self._context.socket(zmq.PULL)
+        self._inbox.set_hwm(0)
+        self._inbox.bind(f"ipc://{directory}/engine.sock")
+        self._poller = zmq.Poller()
+        self._poller.register(self._inbox, zmq.POLLIN)
+        self._doors: dict[str, Door] = {}
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(messages.ToEngine)
+
+    def run(self, engine: Engine) -> None:
+        """Serve until the last door left."""
+        joined = False
+        while self._doors or not joined:
+            self._receive(engine, wait=not engine.busy)
+            joined = joined or bool(self._doors)
+            if engine.busy:
+                for sequence in engine.step():
+                    self._answer(sequence)
+
+    def close(self) -> None:
+        self._context.destroy(linger=1000)
+
+    def _receive(self, engine: Engine, wait: bool) -> None:
+        events = dict(self._poller.poll(None if wait else 0))
+        while self._inbox.poll(0):
+            self._handle(engine, self._decoder.decode(self._inbox.recv()))
+        for name, door in list(self._doors.items()):
+            if door.pidfd in events:
+                self._leave(engine, name)
+
+    def _handle(self, engine: Engine, message: messages.ToEngine) -> None:
+        if isinstance(message, messages.Hello):
+            self._join(engine, message)
+        elif message.door not in self._doors:
+            log.warning("message from a door that has left: %s", message.door)
+        elif isinstance(message, messages.Submit):
+            self._submit(engine, message)
+        elif isinstance(message, messages.Cancel):
+            cancelled = engine.cancel((message.door, message.request))
+            if cancelled is not None:
+                self._answer(cancelled)
+        else:
+            self._leave(engine, message.door)
+
+    def _join(self, engine: Engine, hello: messages.Hello) -> None:
+        pidfd = open_pidfd(hello.pid)
+        if pidfd is None:
+            return
+        outbox = self._context.socket(zmq.PUSH)
+        outbox.set_hwm(0)
+        outbox.connect(hello.address)
+        self._doors[hello.door] = Door(outbox, pidfd)
+        self._poller.register(pidfd, zmq.POLLIN)
+        welcome = messages.Welcome(os.getpid(), engine.limits, engine.model.start_id, engine.model.end_id)
+        outbox.send(self._encoder.encode(welcome))
+
+    def _submit(self, engine: Engine, submit: messages.Submit) -> None:
+        door = self._doors[submit.door]
+        try:
+            engine.submit(Sequence((submit.door, submit.request), submit.prompt, submit.params))
+        except InvalidRequestError as error:
+            door.outbox.send(self._encoder.encode(messages.Refused(submit.request, str(error), invalid=True)))
+        else:
+            door.requests.add(submit.request)
+
+    def _answer(self, sequence: Sequence) -> None:
+        assert isinstance(sequence.key, tuple) and sequence.finish_reason is not None
+        name, request = sequence.key
+        door = self._doors[name]
+        door.requests.remove(request)
+        finished = messages.Finished(request, sequence.output, sequence.finish_reason, sequence.log_probs)
+        door.outbox.send(self._encoder.encode(finished))
+
+    def _leave(self, engine: Engine, name: str) -> None:
+        door = self._doors.pop(name)
+        for request in door.requests:
+            engine.cancel((name, request))
+        self._poller.unregister(door.pidfd)
+        os.close(door.pidfd)
+        door.outbox.close(linger=1000)
+
+
+def remove_directory(directory: Path) -> None:
+    """Remove what this engine put there, and the directories themselves unless a door is waiting in them."""
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for name in ("engine.sock", "engine.pid", "lock"):
+            (directory / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty: a door is joining
+            directory.rmdir()
+            directory.parent.rmdir()
+
+
+def end_with_server(server_pid: int, directory: Path) -> None:
+    """Start a thread that ends this process when the server has ended, even while weights load or a step hangs."""
+    pidfd = open_pidfd(server_pid)
+
+    def watch() -> None:
+        if pidfd is not None:
+            wait_until_ended(pidfd)
+        time.sleep(STUBS_END_BY_THEMSELVES)
+        end_orphaned_stubs(server_pid)
+        shutil.rmtree(directory.parent, ignore_errors=True)
+        os._exit(0)
+
+    threading.Thread(target=watch, name="server-watch", daemon=True).start()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, metavar="JSON", help="an EngineConfig")
+    parser.add_argument("--directory", required=True, type=Path, help="where the sockets are")
+    parser.add_argument("--server-pid", required=True, type=int, help="the process to end with")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    signal.signal(signal.SIGTERM, _exit_on_signal)
+
+    end_with_server(arguments.server_pid, arguments.directory)
+    server = EngineServer(arguments.directory)
+    try:
+        started = time.monotonic()
+        engine = Engine(EngineConfig.from_json(arguments.config))
+        log.info("model loaded in %.1f s, %s", time.monotonic() - started, engine.summary())
+        server.run(engine)
+    except EngineError as error:
+        (arguments.directory / "error.txt").write_text(str(error))
+        return 1
+    finally:
+        server.close()
+    remove_directory(arguments.directory)
+    return 0
+
+
+def _exit_on_signal(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

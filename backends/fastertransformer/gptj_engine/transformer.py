@@ -1,0 +1,115 @@
+"""GPT-J's forward pass over a packed batch. Knows nothing of checkpoints, requests or sampling.
+
+A block is parallel, x + attention(ln(x)) + mlp(ln(x)) with one LayerNorm, so q, k, v and the first matrix of the MLP
+are one product, and the output projection and the second matrix of the MLP another: two large matrix products a layer.
+Source: Wang and Komatsuzaki (2021), GPT-J-6B; the operations and their order are those of `transformers`' GPTJModel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from gptj_engine.attention import KVCache
+from gptj_engine.batch import Batch
+from gptj_engine.config import ModelConfig
+
+MOST_CPU_ROWS = 128
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One block: H hidden size, F inner size. Matrices are [in, out], as FasterTransformer stores them.
+
+    `in_weight` [H, 3H + F] is q, k, v and fc_in side by side; `out_weight` [H + F, H] is out_proj above fc_out.
+    """
+
+    norm_weight: Tensor
+    norm_bias: Tensor
+    in_weight: Tensor
+    in_bias: Tensor
+    out_weight: Tensor
+    out_bias: Tensor
+
+
+@dataclass(frozen=True)
+class ModelWeights:
+    """A whole GPT-J: V vocabulary. `embedding` [V, H], `head_weight` [H, V], `head_bias` [V]."""
+
+    embedding: Tensor
+    layers: list[LayerWeights]
+    norm_weight: Tensor
+    norm_bias: Tensor
+    head_weight: Tensor
+    head_bias: Tensor
+
+
+class Transformer:
+    """GPT-J as a function of a batch and a KV cache."""
+
+    def __init__(self, config: ModelConfig, weights: ModelWeights) -> None:
+        self.config = config
+        self.weights = weights
+        self.rotations = rotary_table(config, weights.embedding.device)
+
+    def forward(self, batch: Batch, cache: KVCache) -> Tensor:
+        """Write the batch's K and V to the cache; returns float32 logits [samples, V] of `batch.last_rows`."""
+        hidden = functional.embedding(batch.token_ids, self.weights.embedding)
+        rotations = self.rotations[batch.positions][:, None]
+        for number, layer in enumerate(self.weights.layers):
+            hidden = hidden + self._block(number, layer, hidden, rotations, batch, cache)
+        hidden = self._norm(hidden[batch.last_rows], self.weights.norm_weight, self.weights.norm_bias)
+        return linear(hidden, self.weights.head_weight, self.weights.head_bias).float()
+
+    def _block(
+        self, number: int, layer: LayerWeights, hidden: Tensor, rotations: Tensor, batch: Batch, cache: KVCache
+    ) -> Tensor:
+        config = self.config
+        normed = self._norm(hidden, layer.norm_weight, layer.norm_bias)
+        projected = linear(normed, layer.in_weight, layer.in_bias)  # [T, 3H + F]
+        heads = projected[:, : 3 * config.hidden_size].unflatten(1, (3, config.num_heads, config.head_size))
+        rotate(heads[:, :2], rotations[:, None])
+        query, key, value = heads.unbind(1)
+        cache.write(number, batch, key, value)
+        attended = cache.attend(number, batch, query).flatten(1)
+        activated = functional.gelu(projected[:, 3 * config.hidden_size :], approximate="tanh")
+        return linear(torch.cat((attended, activated), dim=1), layer.out_weight, layer.out_bias)
+
+    def _norm(self, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return functional.layer_norm(hidden, (self.config.hidden_size,), weight, bias, self.config.layer_norm_eps)
+
+
+def linear(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`rows @ weight + bias`: [R, in] by [in, out]; on a CPU a row's result is the same bits whatever R is.
+
+    The CPU's GEMM adds a row's products in one order from 2 rows to at least MOST_CPU_ROWS, in another for a single
+    row.
+    """
+    if rows.device.type == "cpu" and rows.shape[0] == 1:
+        return torch.addmm(bias, rows.expand(2, -1), weight)[:1]
+    if rows.device.type != "cpu" or rows.shape[0] <= MOST_CPU_ROWS:
+        return torch.addmm(bias, rows, weight)
+    count = -(-rows.shape[0] // MOST_CPU_ROWS)
+    return torch.cat([torch.addmm(bias, part, weight) for part in rows.tensor_split(count)])
+
+
+def rotary_table(config: ModelConfig, device: torch.device) -> Tensor:
+    """complex64 [context, rotary_dim / 2]: the rotation of each pair at each position (Su et al., 2021,
+    arXiv:2104.09864).
+    """
+    pairs = torch.arange(0, config.rotary_dim, 2, dtype=torch.float32) / config.rotary_dim
+    angles = torch.outer(torch.arange(config.context_length, dtype=torch.float32), 10000.0**-pairs)
+    return torch.polar(torch.ones_like(angles), angles).to(device)
+
+
+def rotate(heads: Tensor, rotations: Tensor) -> None:
+    """Turn the first `rotary_dim` entries of each head in place, neighbours (0, 1), (2, 3), … as pairs.
+
+    `heads` [..., head_size], `rotations` complex64 that broadcasts to [..., rotary_dim / 2].
+    """
+    turned = heads[..., : 2 * rotations.shape[-1]]
+    pairs = torch.view_as_complex(turned.float().unflatten(-1, (-1, 2)).contiguous())
+    turned.copy_(torch.view_as_real(pairs * rotations).flatten(-2))

@@ -1,0 +1,81 @@
+"""Text to token ids, with the tokenizer of the checkpoint that is served.
+
+Knows the tokenizer and the checkpoint's config.json; knows neither Triton nor the fields of a request.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """A checkpoint's tokenizer and the numbers of its config.json that a prompt is held against.
+
+    `longest_token` is the most bytes that one token stands for, None where the tokenizer rewrites text first, so that
+    the length of a text says nothing about its tokens.
+    """
+
+    tokenizer: Tokenizer
+    context_length: int
+    vocab_size: int
+    end_id: int
+    longest_token: int | None
+
+    @classmethod
+    def load(cls, directory: Path) -> PromptTokens:
+        """Read tokenizer.json and config.json; raises FileNotFoundError or ValueError naming what is missing."""
+        # Only here: Triton's auto-complete stage imports the model in a second process, which needs no tokenizer.
+        from tokenizers import Tokenizer
+
+        for name in ("tokenizer.json", "config.json"):
+            if not (directory / name).is_file():
+                raise FileNotFoundError(f"{directory / name} is missing; tokenizer_dir must name a directory with it")
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        for key in ("n_positions", "vocab_size", "eos_token_id"):
+            if not isinstance(config.get(key), int):
+                raise ValueError(f"{directory}/config.json: {key} is {config.get(key)!r}; it must be a whole number")
+        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        # A tokenizer.json may carry the padding and truncation of its training run, which would quietly change prompts.
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return cls(
+            tokenizer=tokenizer,
+            context_length=config["n_positions"],
+            vocab_size=config["vocab_size"],
+            end_id=config["eos_token_id"],
+            longest_token=_longest_token(tokenizer),
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of a prompt, as `transformers` gives them for the same tokenizer."""
+        ids: list[int] = self.tokenizer.encode(text).ids
+        return ids
+
+    def word_sequences(self, words: tuple[str, ...]) -> list[list[int]]:
+        """The token sequences that spell each of `words`, as it stands and after a space, without repeats.
+
+        Byte-level BPE gives a word other tokens at the start of a text than behind a space, where most words stand.
+        """
+        sequences: dict[tuple[int, ...], None] = {}
+        for word in words:
+            for spelling in (word,) if word.startswith(" ") else (word, " " + word):
+                sequences[tuple(self.tokenizer.encode(spelling, add_special_tokens=False).ids)] = None
+        return [list(ids) for ids in sequences if ids]
+
+
+def _longest_token(tokenizer: Tokenizer) -> int | None:
+    """The most bytes that one token of a byte-level vocabulary stands for; None where tokens may swallow more."""
+    if tokenizer.normalizer is not None:
+        return None
+    added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
+    if any(token.lstrip or token.rstrip for token in added.values()):
+        return None
+    # In a byte-level vocabulary each character stands for one byte; added tokens are plain text.
+    return max(len(text.encode("utf-8")) if text in added else len(text) for text in tokenizer.get_vocab())

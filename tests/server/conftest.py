@@ -1,0 +1,161 @@
+"""A real server for the tests of this directory: tools/serve.py on free ports, and nothing of it may be left behind.
+
+`server` is one for the whole session; `launch` starts further ones for tests of the launcher itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from local_server import free_ports
+
+PROJECT = Path(__file__).resolve().parents[2]
+MARK = "GPTJ_TEST_LAUNCH"
+READY_SECONDS = 100.0
+STOP_SECONDS = 60.0
+Ports = tuple[int, int, int]  # HTTP, gRPC, metrics
+
+
+@dataclass
+class Server:
+    """One run of serve.py. URLs are HOST:PORT, as tritonclient wants them."""
+
+    folder: Path  # what it printed
+    temporary: Path  # its directory for temporary files; short, for a socket's path has 107 bytes at most
+    process: subprocess.Popen[bytes]
+    ports: Ports
+
+    @property
+    def http_url(self) -> str:
+        return f"127.0.0.1:{self.ports[0]}"
+
+    @property
+    def grpc_url(self) -> str:
+        return f"127.0.0.1:{self.ports[1]}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"127.0.0.1:{self.ports[2]}"
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def stdout(self) -> str:
+        return (self.folder / "stdout").read_text()
+
+    @property
+    def log(self) -> Path:
+        """What it said on stderr."""
+        return self.folder / "stderr"
+
+    @property
+    def last_line(self) -> str:
+        return self.log.read_text(errors="replace").splitlines()[-1]
+
+    @property
+    def processes(self) -> list[psutil.Process]:
+        """What runs on behalf of this launch, however it is related: the mark in the environment is inherited."""
+        mark = str(self.folder)
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    @property
+    def tritonserver(self) -> psutil.Process | None:
+        return next((process for process in self.processes if process.name() == "tritonserver"), None)
+
+    def wait_until(self, condition: Callable[[], object], what: str, seconds: float = READY_SECONDS) -> None:
+        """Fails with the end of the log when the condition stays false, or the launcher ends before it comes true."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                end = "".join(self.log.read_text(errors="replace").splitlines(keepends=True)[-20:])
+                pytest.fail(f"no {what}; exit status {self.process.poll()}, log ends:\n{end}")
+            time.sleep(0.02)
+
+    def wait_until_ready(self) -> Server:
+        self.wait_until(lambda: "READY" in self.stdout, "READY")
+        assert self.tritonserver is not None
+        return self
+
+    def wait_until_loading(self) -> Server:
+        self.wait_until(lambda: self.tritonserver, "tritonserver")
+        return self
+
+    def wait(self, seconds: float = STOP_SECONDS) -> int:
+        """The exit status, once it has ended."""
+        return self.process.wait(timeout=seconds)
+
+    def stop(self, signal_number: int = signal.SIGINT) -> int:
+        """Asks it to stop unless it has ended, waits, and returns the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal_number)
+        return self.wait()
+
+    def leftovers(self) -> list[str]:
+        """Names of all that the launch left behind: processes, shared memory, sockets, temporary files."""
+        paths = [*Path("/dev/shm").glob(f"gptj_{self.pid}_*"), *self.temporary.iterdir()]
+        return [*map(str, self.processes), *map(str, paths)]
+
+    def close(self) -> None:
+        """Stops it, and fails when anything is left behind."""
+        self.stop()
+        leftovers = self.leftovers()
+        shutil.rmtree(self.temporary)
+        assert leftovers == []
+
+
+def start(folder: Path, *arguments: str, project: Path = PROJECT, ports: Ports | None = None) -> Server:
+    """Starts `project`'s serve.py with further arguments, on free ports unless some are given."""
+    temporary = Path(tempfile.mkdtemp(prefix="gptj-test-", dir="/tmp"))
+    http, grpc, metrics = ports or free_ports(3)
+    command = [sys.executable, str(project / "tools" / "serve.py")]
+    command += [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}", *arguments]
+    environment = {**os.environ, MARK: str(folder), "TMPDIR": str(temporary)}
+    with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=environment)
+    return Server(folder, temporary, process, (http, grpc, metrics))
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The embedded model on a real tritonserver; afterwards nothing of it may be left."""
+    # An idle connection that some test left open would hold tritonserver up until its exit timeout.
+    launched = start(tmp_path_factory.mktemp("server"), "--", "--exit-timeout-secs=5")
+    try:
+        yield launched.wait_until_ready()
+    finally:
+        launched.close()
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Starts servers as `start` does; they are stopped after the test, and nothing of them may be left."""
+    launches: list[Server] = []
+
+    def launch_one(*arguments: str, **keywords: object) -> Server:
+        folder = tmp_path / f"launch{len(launches)}"
+        folder.mkdir()
+        launches.append(start(folder, *arguments, **keywords))  # type: ignore[arg-type]
+        return launches[-1]
+
+    yield launch_one
+    for launched in launches:
+        launched.close()

@@ -1,0 +1,68 @@
+"""The benchmarks run against a real server, and say in one line why when they cannot. Their figures are not judged."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from perf import LENT_LIBRARIES, PerfError, lent_libraries, perf_analyzer
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(TOOLS / script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=160)
+
+
+def test_perf_analyzer_measures_both_protocols(server: Any) -> None:
+    doors = ["--url", server.http_url, "--grpc-url", server.grpc_url]
+    done = run("perf.py", *doors, "--concurrency", "2", "--requests-per-client", "1")
+    assert (done.returncode, done.stderr) == (0, "")
+    results = json.loads(done.stdout.splitlines()[-1])["results"]
+    assert [(result["protocol"], result["concurrency"]) for result in results] == [("http", 2), ("grpc", 2)]
+    for result in results:
+        assert result["requests_per_second"] > 0
+        assert 0 < result["p50_ms"] <= result["p99_ms"]
+
+
+def test_perf_says_in_one_line_that_no_server_is_there() -> None:
+    done = run("perf.py", "--url", "127.0.0.1:1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("perf.py: cannot reach 127.0.0.1:1")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_failing_perf_analyzer_is_a_failure_in_its_words() -> None:
+    with perf_analyzer() as analyzer, pytest.raises(PerfError, match="failed to get model metadata"):
+        analyzer.measure("http", "127.0.0.1:1", concurrency=1, requests=1, timeout=30)
+
+
+def test_a_perf_analyzer_that_hangs_is_a_failure(server: Any) -> None:
+    url = server.http_url.removeprefix("http://")
+    with perf_analyzer() as analyzer, pytest.raises(PerfError, match="did not finish within"):
+        analyzer.measure("http", url, concurrency=1, requests=1, timeout=0.1)
+
+
+def test_a_missing_perf_analyzer_is_a_failure(tmp_path: Path) -> None:
+    with pytest.raises(PerfError, match=r"perf_analyzer not found: .*tritonclient"), perf_analyzer(str(tmp_path)):
+        pass
+
+
+def test_an_installation_lends_both_libraries() -> None:
+    libraries = lent_libraries()
+    assert set(libraries) == set(LENT_LIBRARIES)
+    assert all(path.is_file() for path in libraries.values())
+
+
+def test_the_concurrency_benchmark_ends_in_one_json_line(server: Any) -> None:
+    small = ["--requests", "3", "--max-tokens", "4", "--repeats", "1"]
+    done = run("benchmark_concurrency.py", "--url", server.http_url, *small)
+    assert (done.returncode, done.stderr) == (0, "")
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["ratio"] == pytest.approx(result["concurrent_s"] / result["sequential_s"])
+    assert min(result["one_token_ms"], result["two_tokens_ms"]) > 0

@@ -1,0 +1,61 @@
+"""The bytes of the tokens add up to the text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from gptj_engine.errors import ConfigError
+from gptj_engine.token_bytes import byte_alphabet, load_token_bytes
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, pre_tokenizers
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(storyteller: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(storyteller / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def token_bytes(storyteller: Path) -> list[bytes]:
+    return load_token_bytes(storyteller, 4096)
+
+
+@given(text=TEXT)
+def test_the_bytes_of_the_tokens_of_any_text_are_its_utf8(
+    text: str, tokenizer: Tokenizer, token_bytes: list[bytes]
+) -> None:
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    special = {token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special}
+    if not special.intersection(ids):
+        assert b"".join(token_bytes[token] for token in ids) == text.encode()
+
+
+def test_a_special_token_stands_for_no_bytes(tokenizer: Tokenizer, token_bytes: list[bytes]) -> None:
+    assert token_bytes[4095] == b""
+    assert tokenizer.id_to_token(4095) == "<|endoftext|>"
+
+
+def test_the_alphabet_has_each_byte_once_and_is_that_of_tokenizers() -> None:
+    assert sorted(byte_alphabet().values()) == list(range(256))
+    assert set(byte_alphabet()) == set(pre_tokenizers.ByteLevel.alphabet())
+
+
+def test_ids_beyond_the_tokenizer_stand_for_no_bytes_and_ids_beyond_the_model_are_left_out(storyteller: Path) -> None:
+    assert load_token_bytes(storyteller, 5000)[4096:] == [b""] * 904
+    assert len(load_token_bytes(storyteller, 100)) == 100
+
+
+def test_without_a_byte_level_tokenizer_there_is_no_table(tmp_path: Path) -> None:
+    assert load_token_bytes(tmp_path, 10) == []
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps({"decoder": {"type": "Metaspace"}, "model": {"vocab": {"a": 0}}})
+    )
+    assert load_token_bytes(tmp_path, 10) == []
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"tokenizer\.json is not JSON"):
+        load_token_bytes(tmp_path, 10)

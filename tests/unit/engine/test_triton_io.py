@@ -1,0 +1,274 @@
+"""FasterTransformer's tensors to the engine's requests and back: shapes, defaults, refusals that name what is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from gptj_engine.errors import InvalidRequestError
+from gptj_engine.messages import Finished, Welcome
+from gptj_engine.sampling_params import Limits, SamplingParams
+from numpy.typing import NDArray
+from triton_io import derived_seed, read_rows, write_tensors
+
+MODEL = Welcome(
+    engine_pid=1, limits=Limits(vocab_size=100, context_length=32, stop_strings=True), start_id=98, end_id=99
+)
+TYPES: dict[str, Any] = {
+    "runtime_top_p": np.float32,
+    "temperature": np.float32,
+    "repetition_penalty": np.float32,
+    "presence_penalty": np.float32,
+    "frequency_penalty": np.float32,
+    "top_p_decay": np.float32,
+    "top_p_min": np.float32,
+    "random_seed": np.uint64,
+    "is_return_log_probs": np.bool_,
+    "num_return_sequences": np.int32,
+}
+
+
+def request(*prompts: list[int], new: int = 4, **scalars: Any) -> dict[str, NDArray[Any]]:
+    """Tensors of a request; a scalar is given once for all rows or as a list of one a row."""
+    batch, width = len(prompts), max(map(len, prompts))
+    tensors: dict[str, NDArray[Any]] = {
+        "input_ids": np.array([prompt + [99] * (width - len(prompt)) for prompt in prompts], np.uint32),
+        "input_lengths": np.array([[len(prompt)] for prompt in prompts], np.uint32),
+        "request_output_len": np.full((batch, 1), new, np.uint32),
+    }
+    for name, value in scalars.items():
+        values = value if isinstance(value, list) else [value] * batch
+        tensors[name] = np.array(values, TYPES.get(name, np.uint32)).reshape(batch, 1)
+    return tensors
+
+
+def words(*words: list[int], pad: int = 0) -> NDArray[np.int32]:
+    """int32 [1, 2, W]: the contract's form of a list of words."""
+    tokens = [token for word in words for token in word]
+    ends = np.cumsum([len(word) for word in words]).tolist()
+    width = max(len(tokens), len(ends), 1) + pad
+    return np.array([[tokens + [0] * (width - len(tokens)), ends + [-1] * (width - len(ends))]], np.int32)
+
+
+def only_params(tensors: dict[str, NDArray[Any]]) -> SamplingParams:
+    [row] = read_rows(tensors, MODEL)
+    [params] = row.sequences
+    return params
+
+
+def test_absent_optional_tensors_mean_the_defaults() -> None:
+    [row] = read_rows(request([1, 2, 3]), MODEL)
+    assert row.prompt == [1, 2, 3]
+    assert row.sequences == [SamplingParams(request_output_len=4, end_id=99)]
+
+
+def test_every_scalar_reaches_the_parameters() -> None:
+    given: dict[str, Any] = {
+        "end_id": 7,
+        "min_length": 2,
+        "runtime_top_k": 5,
+        "runtime_top_p": 0.5,
+        "temperature": 0.25,
+        "repetition_penalty": 1.5,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 0.75,
+        "random_seed": 2**64 - 1,
+        "is_return_log_probs": True,
+        "top_p_decay": 0.5,
+        "top_p_min": 0.125,
+    }
+    assert only_params(request([1], **given)) == SamplingParams(request_output_len=4, **given)
+    assert only_params(request([1], top_p_reset_ids=13)).top_p_reset_id == 13
+
+
+def test_scalars_may_come_with_or_without_their_second_dimension() -> None:
+    tensors = request([1], [2, 3], runtime_top_k=[4, 5])
+    flat = {name: array if name == "input_ids" else array.reshape(-1) for name, array in tensors.items()}
+    assert read_rows(flat, MODEL) == read_rows(tensors, MODEL)
+
+
+def test_rows_have_their_own_lengths_and_parameters() -> None:
+    first, second = read_rows(request([1, 2, 3], [4], runtime_top_k=[0, 9], random_seed=[1, 2]), MODEL)
+    assert (first.prompt, second.prompt) == ([1, 2, 3], [4])
+    assert (first.sequences[0].runtime_top_k, second.sequences[0].runtime_top_k) == (0, 9)
+    assert (first.sequences[0].random_seed, second.sequences[0].random_seed) == (1, 2)
+
+
+def test_an_empty_prompt_starts_from_the_start_id() -> None:
+    tensors = request([5]) | {"input_lengths": np.zeros((1, 1), np.uint32)}
+    assert read_rows(tensors, MODEL)[0].prompt == [98]
+    assert read_rows(tensors | {"start_id": np.array([[7]], np.uint32)}, MODEL)[0].prompt == [7]
+
+
+def test_sequences_of_one_row_have_seeds_of_their_own_and_the_first_one_has_the_rows() -> None:
+    [row] = read_rows(request([1], num_return_sequences=5, random_seed=2**64 - 1), MODEL)
+    seeds = [params.random_seed for params in row.sequences]
+    assert seeds[0] == 2**64 - 1
+    assert len(set(seeds)) == 5
+    assert all(0 <= seed < 2**64 for seed in seeds)
+    assert derived_seed(3, 0) == 3
+
+
+@pytest.mark.parametrize("name", ["bad_words_list", "stop_words_list"])
+def test_word_lists_are_read_without_their_padding_and_empty_words(name: str) -> None:
+    field = name.removesuffix("_list")
+    for array, expected in [
+        (words([1, 2], [3]), ((1, 2), (3,))),
+        (words([1, 2], [3], pad=4), ((1, 2), (3,))),
+        (words([0]), ((0,),)),
+        (words([], [5], []), ((5,),)),
+        (np.array([[[0], [-1]]], np.int32), ()),
+        (np.zeros((1, 2, 0), np.int32), ()),
+    ]:
+        assert getattr(only_params(request([1]) | {name: array}), field) == expected
+
+
+def test_stop_strings_are_bytes_of_each_row() -> None:
+    strings = np.array([[b"a", "é".encode()], [b"b", b"c"]], np.object_)
+    rows = read_rows(request([1], [2]) | {"stop_strings": strings}, MODEL)
+    assert [row.sequences[0].stop_strings for row in rows] == [(b"a", b"\xc3\xa9"), (b"b", b"c")]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (request([1], new=0), "request_output_len is 0, allowed: 1 to 31, what the prompt leaves of 32"),
+        (request([1] * 30, new=3), "request_output_len is 3, allowed: 1 to 2, what the prompt leaves of 32"),
+        (request([1] * 32), "input_lengths is 32, allowed: 1 to 31, one less than the context"),
+        (
+            request([1]) | {"input_lengths": np.array([[2]])},
+            "input_lengths is 2, allowed: 0 to 1, the width of input_ids",
+        ),
+        (request([1, 100]), "input_ids is 100, allowed: token ids from 0 to 99"),
+        (request([1], min_length=5), "min_length is 5, allowed: 0 to 4"),
+        (request([1], end_id=100), "end_id is 100, allowed: 0 to 99"),
+        (request([1], runtime_top_p=1.5), "runtime_top_p is 1.5, allowed: 0 to 1"),
+        (request([1], runtime_top_p=float("nan")), "runtime_top_p is nan, allowed: 0 to 1"),
+        (request([1], temperature=-1.0), "temperature is -1, allowed: a finite number >= 0"),
+        (request([1], temperature=float("inf")), "temperature is inf, allowed: a finite number >= 0"),
+        (request([1], repetition_penalty=0.0), "repetition_penalty is 0, allowed: a finite number > 0"),
+        (request([1], presence_penalty=float("nan")), "presence_penalty is nan, allowed: a finite number"),
+        (request([1], frequency_penalty=float("-inf")), "frequency_penalty is -inf, allowed: a finite number"),
+        (request([1], top_p_decay=0.0), "top_p_decay is 0, allowed: more than 0, at most 1"),
+        (request([1], top_p_min=2.0), "top_p_min is 2, allowed: more than 0, at most 1"),
+        (request([1], beam_width=2), "beam_width is 2, allowed: 1: this backend has no beam search"),
+        (request([1], num_return_sequences=0), "num_return_sequences is 0, allowed: 1 to 64"),
+        (request([1], num_return_sequences=65), "num_return_sequences is 65, allowed: 1 to 64"),
+        (request([1], num_return_sequences=-1), "num_return_sequences is -1, allowed: 1 to 64"),
+        (request([1], prompt_learning_task_name_ids=3), "prompt_learning_task_name_ids is 3, allowed: none"),
+        (request([1]) | {"bad_words_list": words([100])}, "bad_words_list is 100, allowed: token ids from 0 to 99"),
+        (request([1]) | {"stop_words_list": words([-2])}, "stop_words_list is -2, allowed: token ids from 0 to 99"),
+        (
+            request([1]) | {"bad_words_list": np.array([[[1, 2], [2, 1]]])},
+            "bad_words_list is an end offset of 1, allowed: 2 to 2, then -1",
+        ),
+        (
+            request([1]) | {"stop_words_list": np.array([[[1, 2], [3, -1]]])},
+            "stop_words_list is an end offset of 3, allowed: 0 to 2, then -1",
+        ),
+        (
+            request([1]) | {"stop_strings": np.array([[b"a", b""]], np.object_)},
+            "stop_strings is an empty string, allowed: strings of one character or more",
+        ),
+    ],
+    ids=lambda value: value.split(",")[0] if isinstance(value, str) else "",
+)
+def test_a_refusal_names_tensor_value_and_range_and_of_several_rows_the_row(
+    tensors: dict[str, NDArray[Any]], message: str
+) -> None:
+    with pytest.raises(InvalidRequestError) as alone:
+        read_rows(tensors, MODEL)
+    assert str(alone.value).startswith(message)
+
+    good = request([1] * tensors["input_ids"].shape[1], new=1)
+    good |= {name: np.array([[1]]) for name in ("end_id", "top_p_decay", "top_p_min", "num_return_sequences")}
+    good |= {name: np.array([[1]]) for name in ("repetition_penalty", "beam_width")}
+    if tensors["input_ids"].shape[1] == 32:
+        good["input_lengths"][:] = 1
+    if "prompt_learning_task_name_ids" in tensors:
+        return  # refused in every row, so the first one is named
+    both = {name: np.concatenate([_row_like(good, name, array), array]) for name, array in tensors.items()}
+    with pytest.raises(InvalidRequestError) as second:
+        read_rows(both, MODEL)
+    assert str(second.value).startswith(f"row 1: {message}")
+
+
+def _row_like(good: dict[str, NDArray[Any]], name: str, array: NDArray[Any]) -> NDArray[Any]:
+    """A row that is in order, of the shape of `array`."""
+    if name in good:
+        return good[name].astype(array.dtype)
+    if name == "stop_strings":
+        return np.full_like(array, b"x")
+    row = np.zeros_like(array)
+    if name in ("bad_words_list", "stop_words_list"):
+        row[:, 1] = -1
+    return row
+
+
+def test_stop_strings_are_refused_where_the_text_of_tokens_is_unknown() -> None:
+    blind = Welcome(1, Limits(100, 32, stop_strings=False), 98, 99)
+    tensors = request([1]) | {"stop_strings": np.array([[b"a"]], np.object_)}
+    with pytest.raises(InvalidRequestError, match="stop_strings is given, allowed: none"):
+        read_rows(tensors, blind)
+
+
+def test_outputs_have_the_contracts_shapes_types_and_padding() -> None:
+    tensors = request([1, 2, 3], [4], new=4, num_return_sequences=2, is_return_log_probs=True, end_id=[50, 60])
+    rows = read_rows(tensors, MODEL)
+    answers = [
+        Finished(0, [10, 11, 12, 13], "length", [-1.0, -2.0, -3.0, -4.0]),
+        Finished(1, [10, 50], "stop", [-1.0, -0.5]),
+        Finished(2, [60], "stop", [-0.25]),
+        Finished(3, [20, 21, 22, 23], "length", [-0.5, -0.5, -0.5, -0.5]),
+    ]
+    outputs = write_tensors(tensors, rows, answers)
+    assert {name: (array.shape, array.dtype.name) for name, array in outputs.items()} == {
+        "output_ids": ((2, 2, 7), "uint32"),
+        "sequence_length": ((2, 2), "uint32"),
+        "cum_log_probs": ((2, 2), "float32"),
+        "output_log_probs": ((2, 2, 4), "float32"),
+        "finish_reason": ((2, 2), "object"),
+    }
+    assert outputs["output_ids"].tolist() == [
+        [[1, 2, 3, 10, 11, 12, 13], [1, 2, 3, 10, 50, 50, 50]],
+        [[4, 60, 60, 60, 60, 60, 60], [4, 20, 21, 22, 23, 60, 60]],
+    ]
+    assert outputs["sequence_length"].tolist() == [[7, 5], [2, 5]]
+    assert outputs["cum_log_probs"].tolist() == [[-10.0, -1.5], [-0.25, -2.0]]
+    assert outputs["output_log_probs"][0, 1].tolist() == [-1.0, -0.5, 0.0, 0.0]
+    assert outputs["finish_reason"].tolist() == [[b"length", b"stop"], [b"stop", b"length"]]
+
+
+def test_the_width_of_the_outputs_is_that_of_the_row_that_asked_for_most() -> None:
+    tensors = request([1, 2], [3]) | {"request_output_len": np.array([[2], [9]], np.uint32)}
+    answers = [Finished(0, [5, 6], "length", []), Finished(1, [7], "stop", [])]
+    outputs = write_tensors(tensors, read_rows(tensors, MODEL), answers)
+    assert outputs["output_ids"].shape == (2, 1, 11)
+
+
+def test_log_prob_outputs_are_empty_but_there_when_nobody_asked() -> None:
+    tensors = request([1, 2], [3], num_return_sequences=3)
+    answers = [Finished(number, [5], "length", []) for number in range(6)]
+    outputs = write_tensors(tensors, read_rows(tensors, MODEL), answers)
+    assert outputs["cum_log_probs"].shape == (2, 0)
+    assert outputs["output_log_probs"].shape == (2, 3, 0)
+
+
+def test_one_row_may_ask_for_log_probs_and_another_not() -> None:
+    tensors = request([1], [2], is_return_log_probs=[False, True])
+    answers = [Finished(0, [5, 6], "length", []), Finished(1, [7], "stop", [-1.5])]
+    outputs = write_tensors(tensors, read_rows(tensors, MODEL), answers)
+    assert outputs["output_log_probs"].tolist() == [[[0.0]], [[-1.5]]]
+    assert outputs["cum_log_probs"].tolist() == [[0.0], [-1.5]]
+
+
+@pytest.mark.xfail(raises=ValueError, reason="the start id has no room in outputs that are as wide as the new tokens")
+def test_a_prompt_of_no_width_is_answered_or_refused() -> None:
+    tensors = request([1]) | {"input_ids": np.zeros((1, 0), np.uint32), "input_lengths": np.zeros((1, 1), np.uint32)}
+    try:
+        rows = read_rows(tensors, MODEL)
+    except InvalidRequestError:
+        return
+    outputs = write_tensors(tensors, rows, [Finished(0, [1, 2, 3, 4], "length", [])])
+    assert outputs["output_ids"].tolist() == [[[98, 1, 2, 3, 4]]]

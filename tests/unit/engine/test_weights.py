@@ -1,0 +1,144 @@
+"""Every Hugging Face layout loads to the same model, and a broken checkpoint is refused in words that name the file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from gptj_engine.config import ModelConfig
+from gptj_engine.errors import ConfigError
+from gptj_engine.transformer import ModelWeights
+from gptj_engine.weights import load_weights
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import GPTJForCausalLM
+
+CPU = torch.device("cpu")
+MLP = "transformer.h.1.mlp.fc_in.weight"
+
+
+def load(checkpoint: Path, dtype: torch.dtype = torch.float32) -> ModelWeights:
+    return load_weights(checkpoint, ModelConfig.from_huggingface(checkpoint), dtype, CPU)
+
+
+def all_tensors(weights: ModelWeights) -> list[Tensor]:
+    layers = [tensor for layer in weights.layers for tensor in vars(layer).values()]
+    return [*layers, *(value for value in vars(weights).values() if isinstance(value, Tensor))]
+
+
+@pytest.fixture(scope="module")
+def one_file(make_checkpoint: Callable[..., Path]) -> Path:
+    return make_checkpoint()
+
+
+@pytest.fixture
+def copy(one_file: Path, tmp_path: Path) -> Path:
+    """A checkpoint in one file that a test may damage."""
+    return shutil.copytree(one_file, tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+def shards(one_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("shards")
+    GPTJForCausalLM.from_pretrained(one_file).save_pretrained(directory, max_shard_size="200KB")
+    assert len(list(directory.glob("model-*.safetensors"))) > 2
+    return directory
+
+
+def test_shards_load_to_what_one_file_loads_to(one_file: Path, shards: Path) -> None:
+    for got, expected in zip(all_tensors(load(shards)), all_tensors(load(one_file)), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_pytorch_files_load_to_what_safetensors_load_to(one_file: Path, copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    torch.save(tensors, copy / "pytorch_model.bin")
+    for got, expected in zip(all_tensors(load(copy)), all_tensors(load(one_file)), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_pytorch_shards_load_to_what_safetensors_load_to(one_file: Path, copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    names = sorted(tensors)
+    files = {name: f"pytorch_model-{1 + (names.index(name) > 9):05}-of-00002.bin" for name in names}
+    for file in set(files.values()):
+        torch.save({name: tensors[name] for name in names if files[name] == file}, copy / file)
+    (copy / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": files}))
+    for got, expected in zip(all_tensors(load(copy)), all_tensors(load(one_file)), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_weights_are_converted_to_the_type_asked_for(one_file: Path) -> None:
+    assert {tensor.dtype for tensor in all_tensors(load(one_file, torch.float16))} == {torch.float16}
+
+
+def test_a_directory_without_weights_is_refused_by_its_name(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"copy holds neither model\.safetensors nor pytorch_model\.bin"):
+        load(copy)
+
+
+def test_a_missing_shard_is_refused_by_its_name(shards: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(shards, tmp_path / "broken")
+    missing = sorted(broken.glob("model-*.safetensors"))[1]
+    missing.unlink()
+    with pytest.raises(ConfigError, match=missing.name):
+        load(broken)
+
+
+def test_a_missing_tensor_is_refused_by_file_and_name(copy: Path, shards: Path, tmp_path: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    del tensors[MLP]
+    save_file(tensors, copy / "model.safetensors")
+    with pytest.raises(ConfigError, match=rf"model\.safetensors has no tensor {MLP}"):
+        load(copy)
+    (copy / "model.safetensors").unlink()
+    torch.save(tensors, copy / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match=rf"pytorch_model\.bin has no tensor {MLP}"):
+        load(copy)
+
+    broken = shutil.copytree(shards, tmp_path / "broken")
+    index = broken / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    del content["weight_map"][MLP]
+    index.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=rf"model\.safetensors\.index\.json names no file for the tensor {MLP}"):
+        load(broken)
+
+
+@pytest.mark.parametrize("size", [0, 4, 1000, -1])
+def test_a_truncated_safetensors_file_is_refused_by_its_name(size: int, copy: Path) -> None:
+    path = copy / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ConfigError, match=r"model\.safetensors cannot be read"):
+        load(copy)
+
+
+@pytest.mark.parametrize("size", [0, 4, 1000, -1])
+def test_a_truncated_pytorch_file_is_refused_by_its_name(size: int, copy: Path) -> None:
+    torch.save(load_file(copy / "model.safetensors"), copy / "whole.bin")
+    (copy / "pytorch_model.bin").write_bytes((copy / "whole.bin").read_bytes()[:size])
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"pytorch_model\.bin cannot be read"):
+        load(copy)
+
+
+def test_a_wrong_shape_is_refused_with_what_was_expected_and_found(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    tensors[MLP] = tensors[MLP][:-1].clone()
+    save_file(tensors, copy / "model.safetensors")
+    with pytest.raises(ConfigError, match=rf"copy.*{MLP} has shape \[383, 96\], expected \[384, 96\]"):
+        load(copy)
+
+
+def test_a_configuration_of_another_size_is_refused_with_both_sizes(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text()) | {"vocab_size": 300}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"wte\.weight has shape \[257, 96\], expected \[300, 96\] by config\.json"):
+        load(copy)

@@ -1,0 +1,68 @@
+"""Promises about the structure: imports run one way, and what must stay light loads nothing heavy."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+BACKEND = PROJECT / "backends" / "fastertransformer"
+
+# Each module may import those above it, never those below. The door stands last: it knows the engine, not the reverse.
+ENGINE_ORDER = (
+    "errors",
+    "config",
+    "sampling_params",
+    "sequence",
+    "token_bytes",
+    "kv_pages",
+    "scheduler",
+    "batch",
+    "attention",
+    "transformer",
+    "weights",
+    "sampler",
+    "runner",
+    "engine",
+    "messages",
+    "lifetime",
+    "server",
+    "client",
+)
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Names after `gptj_engine.` that a file imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "gptj_engine":
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("gptj_engine."):
+            names.add(node.module.split(".")[1])
+    return names
+
+
+def test_every_module_of_the_engine_has_its_place_in_the_order() -> None:
+    files = {path.stem for path in (BACKEND / "gptj_engine").glob("*.py")} - {"__init__"}
+    assert files == set(ENGINE_ORDER)
+
+
+@pytest.mark.parametrize("module", ENGINE_ORDER)
+def test_imports_of_the_engine_run_one_way(module: str) -> None:
+    allowed = set(ENGINE_ORDER[: ENGINE_ORDER.index(module)])
+    assert imported_modules(BACKEND / "gptj_engine" / f"{module}.py") <= allowed
+
+
+def test_the_engine_knows_nothing_of_triton() -> None:
+    for path in (BACKEND / "gptj_engine").glob("*.py"):
+        assert "triton_python_backend_utils" not in path.read_text(), path.name
+
+
+def test_a_door_loads_neither_torch_nor_transformers() -> None:
+    code = "import sys, triton_io, gptj_engine.client; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=BACKEND, capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "[]"

@@ -1,0 +1,92 @@
+"""The committed configs agree with the table of fields, with one another and with FasterTransformer's contract."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from google.protobuf import text_format
+from request_fields import FIELDS
+from tritonclient.grpc import model_config_pb2
+from tritonclient.utils import triton_to_np_dtype
+
+REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
+STEPS = ("preprocessing", "fastertransformer", "postprocessing")
+
+
+def config(model: str) -> model_config_pb2.ModelConfig:
+    return text_format.Parse((REPOSITORY / model / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+
+
+def signature(tensor: model_config_pb2.ModelInput) -> tuple[str, list[int]]:
+    return model_config_pb2.DataType.Name(tensor.data_type).removeprefix("TYPE_"), list(tensor.dims)
+
+
+@pytest.mark.parametrize("model", ["preprocessing", "ensemble"])
+def test_the_inputs_are_the_fields_of_the_table_and_all_optional(model: str) -> None:
+    inputs = {tensor.name: tensor for tensor in config(model).input}
+    assert set(inputs) == {field.name for field in FIELDS}
+    for field in FIELDS:
+        datatype, dims = signature(inputs[field.name])
+        # tritonclient calls strings BYTES where a config calls them STRING.
+        assert np.dtype(triton_to_np_dtype(datatype.replace("STRING", "BYTES"))) == np.dtype(field.dtype), field.name
+        assert dims == ([-1] if field.words else [1]), field.name
+        assert inputs[field.name].optional, field.name
+
+
+def test_every_wire_of_the_ensemble_fits_both_its_ends() -> None:
+    ensemble = config("ensemble")
+    wires = {tensor.name: signature(tensor) for tensor in ensemble.input}
+    for step in ensemble.ensemble_scheduling.step:
+        model = config(step.model_name)
+        inputs = {tensor.name: tensor for tensor in model.input}
+        outputs = {tensor.name: signature(tensor) for tensor in model.output}
+        for name, wire in step.input_map.items():
+            datatype, dims = signature(inputs[name])
+            assert wires[wire][0] == datatype, (step.model_name, name)
+            fits = [have == want or want == -1 for have, want in zip(wires[wire][1], dims, strict=True)]
+            assert all(fits), (step.model_name, name)
+        missing = {name for name, tensor in inputs.items() if not tensor.optional} - set(step.input_map)
+        assert not missing, (step.model_name, missing)
+        wires.update({wire: outputs[name] for name, wire in step.output_map.items()})
+    for tensor in ensemble.output:
+        assert wires[tensor.name] == signature(tensor), tensor.name
+
+
+@pytest.mark.parametrize("model", [*STEPS, "ensemble"])
+def test_every_model_takes_as_many_rows_and_batches_nothing_by_itself(model: str) -> None:
+    parsed = config(model)
+    assert parsed.name == model
+    assert parsed.max_batch_size == 128
+    assert not parsed.HasField("dynamic_batching")
+    assert not parsed.model_transaction_policy.decoupled
+
+
+def test_fastertransformer_keeps_nvidias_inputs_and_outputs() -> None:
+    parsed = config("fastertransformer")
+    inputs = {tensor.name: tensor for tensor in parsed.input}
+    scalars = {
+        "UINT32": "start_id end_id input_lengths runtime_top_k beam_width prompt_learning_task_name_ids "
+        "top_p_reset_ids",
+        "FP32": "runtime_top_p beam_search_diversity_rate temperature len_penalty repetition_penalty top_p_decay "
+        "top_p_min",
+        "UINT64": "random_seed",
+        "BOOL": "is_return_log_probs",
+    }
+    for datatype, names in scalars.items():
+        for name in names.split():
+            assert signature(inputs[name]) == (datatype, [1]), name
+            assert inputs[name].HasField("reshape"), name
+            assert not inputs[name].reshape.shape, name
+    assert signature(inputs["input_ids"]) == signature(inputs["request_output_len"]) == ("UINT32", [-1])
+    assert signature(inputs["bad_words_list"]) == signature(inputs["stop_words_list"]) == ("INT32", [2, -1])
+    required = {name for name, tensor in inputs.items() if not tensor.optional}
+    assert required == {"input_ids", "input_lengths", "request_output_len"}
+    assert {tensor.name: signature(tensor) for tensor in parsed.output} == {
+        "output_ids": ("UINT32", [-1, -1]),
+        "sequence_length": ("UINT32", [-1]),
+        "cum_log_probs": ("FP32", [-1]),
+        "output_log_probs": ("FP32", [-1, -1]),
+        "finish_reason": ("STRING", [-1]),
+    }

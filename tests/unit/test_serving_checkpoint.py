@@ -1,0 +1,184 @@
+"""What --model may be: a directory, a hub id, and checkpoints without tokenizer.json."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving.checkpoint import Checkpoint, find_checkpoint
+from serving.errors import ServeError
+from tokenizers import Tokenizer
+
+PROJECT = Path(__file__).resolve().parents[2]
+EMBEDDED = PROJECT / "model_repository" / "fastertransformer" / "1" / "storyteller"
+TEXT = "Once upon a time,  there was a fox; he said:\n\t‘Émile!’ 🦊 don't<|endoftext|>"
+
+
+@pytest.fixture
+def slow_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The embedded checkpoint's configuration, with vocab.json and merges.txt instead of tokenizer.json."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "slow"
+    folder.mkdir()
+    shutil.copy(EMBEDDED / "config.json", folder)
+    model = json.loads((EMBEDDED / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
+    vocab = {
+        **model["vocab"],
+        "<|endoftext|>": Tokenizer.from_file(str(EMBEDDED / "tokenizer.json")).token_to_id("<|endoftext|>"),
+    }
+    (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+    return folder
+
+
+def test_without_a_model_the_embedded_one_is_served() -> None:
+    assert find_checkpoint(None, EMBEDDED) == Checkpoint(EMBEDDED, EMBEDDED)
+
+
+def test_a_relative_directory_becomes_absolute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(EMBEDDED.parent)
+    assert find_checkpoint("storyteller", Path("/nowhere")) == Checkpoint(EMBEDDED, EMBEDDED)
+
+
+@pytest.mark.parametrize("model", ["/no/such/place", "./no-such", "a/b/c", "~/x", ""])
+def test_what_is_no_directory_and_no_hub_id_is_refused(model: str) -> None:
+    with pytest.raises(ServeError, match=f"--model {model}: no such directory"):
+        find_checkpoint(model, EMBEDDED)
+
+
+def test_a_directory_without_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ServeError, match=r"no config\.json"):
+        find_checkpoint(str(tmp_path), EMBEDDED)
+
+
+def test_a_checkpoint_without_any_tokenizer_is_refused(tmp_path: Path) -> None:
+    shutil.copy(EMBEDDED / "config.json", tmp_path)
+    with pytest.raises(ServeError, match=r"tokenizer\.json, or vocab\.json and merges\.txt"):
+        find_checkpoint(str(tmp_path), EMBEDDED)
+
+
+def test_vocab_and_merges_make_the_same_tokenizer(slow_tokenizer: Path) -> None:
+    checkpoint = find_checkpoint(str(slow_tokenizer), EMBEDDED)
+    assert checkpoint.weights == slow_tokenizer
+    assert checkpoint.tokenizer != slow_tokenizer
+    assert (checkpoint.tokenizer / "config.json").read_bytes() == (EMBEDDED / "config.json").read_bytes()
+    made = Tokenizer.from_file(str(checkpoint.tokenizer / "tokenizer.json"))
+    embedded = Tokenizer.from_file(str(EMBEDDED / "tokenizer.json"))
+    assert made.encode(TEXT).ids == embedded.encode(TEXT).ids
+
+
+def test_a_tokenizer_is_made_once_and_again_when_its_sources_change(slow_tokenizer: Path) -> None:
+    first = find_checkpoint(str(slow_tokenizer), EMBEDDED).tokenizer / "tokenizer.json"
+    made = first.stat().st_mtime_ns
+    assert find_checkpoint(str(slow_tokenizer), EMBEDDED).tokenizer == first.parent
+    assert first.stat().st_mtime_ns == made
+    (slow_tokenizer / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    assert find_checkpoint(str(slow_tokenizer), EMBEDDED).tokenizer != first.parent
+
+
+def test_a_broken_vocabulary_is_one_line(slow_tokenizer: Path) -> None:
+    (slow_tokenizer / "vocab.json").write_text("{")
+    with pytest.raises(ServeError, match=f"--model {slow_tokenizer}: vocab.json and merges.txt make no tokenizer: "):
+        find_checkpoint(str(slow_tokenizer), EMBEDDED)
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """The part of the hub's HTTP interface that a download needs, for one repository of small files."""
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+
+    def __init__(self, *arguments: Any, files: dict[str, bytes], asked: list[str]) -> None:
+        self.files, self.asked = files, asked
+        super().__init__(*arguments)
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def answer(self) -> None:
+        path = self.path.partition("?")[0]
+        _, _, name = path.partition("/resolve/" + self.commit + "/")
+        if path.startswith("/api/models/project/tiny/revision/"):
+            siblings = [{"rfilename": file} for file in self.files]
+            body = json.dumps({"id": "project/tiny", "sha": self.commit, "siblings": siblings}).encode()
+        elif path == "/api/models/project/tiny/tree/" + self.commit:
+            entries = [{"type": "file", "path": file, "oid": "0", "size": 2} for file in self.files]
+            body = json.dumps(entries).encode()
+        elif name in self.files:
+            self.asked.append(name)
+            body = self.files[name]
+        else:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", f'"{hash(body)}"')
+        self.send_header("X-Repo-Commit", self.commit)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        """Keeps the test's output clean."""
+
+
+@pytest.fixture
+def hub() -> Iterator[tuple[str, dict[str, bytes], list[str]]]:
+    """A hub on this machine: its URL, its files by name (to be filled), and the names that were asked for."""
+    files: dict[str, bytes] = {}
+    asked: list[str] = []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, files=files, asked=asked)) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", files, asked
+        server.shutdown()
+        thread.join()
+
+
+def find_on(hub_url: str, home: Path, hub_id: str) -> subprocess.CompletedProcess[str]:
+    """Runs find_checkpoint in a process of its own: the hub's client reads its environment when it is imported."""
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom serving.checkpoint import find_checkpoint\n"
+        "print(find_checkpoint(sys.argv[1], Path('/nowhere')).weights)"
+    )
+    environment = {**os.environ, "HF_ENDPOINT": hub_url, "HF_HOME": str(home), "PYTHONPATH": str(PROJECT / "tools")}
+    command = [sys.executable, "-c", code, hub_id]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+
+
+@pytest.mark.parametrize(
+    ("weights", "fetched"),
+    [
+        (["model.safetensors", "pytorch_model.bin"], {"model.safetensors"}),
+        (["pytorch_model.bin"], {"pytorch_model.bin"}),
+    ],
+)
+def test_of_a_hub_model_only_what_is_needed_is_fetched(
+    hub: tuple[str, dict[str, bytes], list[str]], tmp_path: Path, weights: list[str], fetched: set[str]
+) -> None:
+    url, files, asked = hub
+    needed = ["config.json", "tokenizer.json"]
+    files.update(dict.fromkeys([*needed, *weights, "tf_model.h5", "flax_model.msgpack", "README.md"], b"{}"))
+    done = find_on(url, tmp_path, "project/tiny")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in Path(done.stdout.strip()).iterdir()} == {*needed, *fetched}
+    assert set(asked) == {*needed, *fetched}
+
+
+def test_an_unknown_hub_model_is_named(hub: tuple[str, dict[str, bytes], list[str]], tmp_path: Path) -> None:
+    done = find_on(hub[0], tmp_path, "project/unknown")
+    assert done.returncode == 1
+    assert "ServeError: --model project/unknown: neither a directory nor to be had from the hub: " in done.stderr

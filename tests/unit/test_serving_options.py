@@ -1,0 +1,79 @@
+"""The launcher's command line: what is refused, in one line, and what it stands for."""
+
+from __future__ import annotations
+
+import pytest
+from serving.errors import ServeError
+from serving.options import Options, read_options, resolve_engine_python
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--http-port", "0"], ["--http-port", "0", "1 to 65535"]),
+        (["--grpc-port", "65536"], ["--grpc-port", "65536", "1 to 65535"]),
+        (["--metrics-port", "abc"], ["--metrics-port", "abc"]),
+        (["--http-port", "8001"], ["--http-port 8001", "--grpc-port 8001", "differ"]),
+        (["--device", "tpu"], ["--device", "tpu", "cuda"]),
+        (["--data-type", "int8"], ["--data-type", "int8", "bf16"]),
+        (["--tensor-para-size", "0"], ["--tensor-para-size", "0", "1 or more"]),
+        (["--no-such"], ["--no-such"]),
+        (["--mod", "x"], ["--mod"]),
+        (["--", "--http-port=9000"], ["--http-port", "behind --"]),
+        (["--", "--model-repository", "/x"], ["--model-repository", "behind --"]),
+        (["--print-command", "--device", "cpu"], ["--print-command", "--device"]),
+        (["--print-command", "--data-type", "fp16"], ["--print-command", "--data-type"]),
+        (["--", "--exit-timeout-secs=soon"], ["--exit-timeout-secs", "soon"]),
+    ],
+)
+def test_a_bad_option_is_one_line_and_status_2(
+    arguments: list[str], named: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        read_options(arguments)
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out) == (2, "")
+    assert said.err.startswith("serve.py: ")
+    assert said.err.count("\n") == 1
+    for part in named:
+        assert part in said.err
+
+
+def test_what_stands_behind_the_dashes_is_for_tritonserver() -> None:
+    options = read_options(["--device", "cpu", "--", "--log-verbose=1", "--", "--exit-timeout-secs", "7"])
+    assert options.server_arguments == ("--log-verbose=1", "--", "--exit-timeout-secs", "7")
+    assert options.device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "seconds"), [([], 30), (["--exit-timeout-secs=5"], 5), (["--exit-timeout-secs", "6"], 6)]
+)
+def test_the_exit_timeout_is_the_one_that_tritonserver_is_given(arguments: list[str], seconds: int) -> None:
+    assert read_options(["--", *arguments]).exit_timeout == seconds
+
+
+def test_the_url_names_the_host_as_given_and_the_address_is_one_to_bind_to() -> None:
+    options = read_options(["--host", "localhost", "--http-port", "9000"])
+    assert options.url == "http://localhost:9000"
+    assert options.address == "127.0.0.1"
+    assert read_options(["--host", "0.0.0.0"]).local_url == "http://127.0.0.1:8000"
+
+
+def test_an_unknown_host_is_named() -> None:
+    with pytest.raises(ServeError, match=r"--host no-such-host\.invalid: "):
+        _ = read_options(["--host", "no-such-host.invalid"]).address
+
+
+def engine_python(program: str) -> Options:
+    return read_options(["--engine-python", program])
+
+
+def test_the_engines_python_is_looked_up_once_and_then_absolute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert resolve_engine_python(engine_python("sh")) in ("/usr/bin/sh", "/bin/sh")
+    with pytest.raises(ServeError, match="--engine-python no-such-python: no such program"):
+        resolve_engine_python(engine_python("no-such-python"))
+
+
+def test_the_default_python_is_left_to_the_path_of_the_stubs() -> None:
+    assert resolve_engine_python(read_options([])) == "python3"

@@ -1,0 +1,79 @@
+"""A server of one's own for a benchmark: `tools/serve.py` on free ports of 127.0.0.1, stopped at the end.
+
+Knows the command line of serve.py and its line `READY`; nothing of models or requests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SERVE = Path(__file__).with_name("serve.py")
+
+
+class ServerFailedError(Exception):
+    """The server did not become ready; the message ends in its last words."""
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """HOST:PORT of a server's two doors."""
+
+    http: str
+    grpc: str
+
+
+@contextlib.contextmanager
+def local_server(arguments: Sequence[str] = (), ready_within: float = 120.0) -> Iterator[Addresses]:
+    """Runs serve.py with `arguments` until the block ends; the server has ended then too.
+
+    `ready_within` is in seconds. Raises ServerFailedError."""
+    http, grpc, metrics = free_ports(3)
+    ports = [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(SERVE), *ports, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C reaches us alone; the server is told once, below
+        )
+        try:
+            if not _becomes_ready(process, ready_within):
+                fate = f"was not ready within {ready_within:g} s" if process.poll() is None else "ended"
+                log.seek(0)
+                words = [line.strip() for line in log if line.strip()] or ["none"]
+                raise ServerFailedError(f"{SERVE.name} {fate}; its last words: {words[-1]}")
+            yield Addresses(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}")
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+            process.communicate()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that were free a moment ago."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _becomes_ready(process: subprocess.Popen[bytes], within: float) -> bool:
+    assert process.stdout is not None
+    deadline = time.monotonic() + within
+    while select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        line = process.stdout.readline()
+        if line.startswith(b"READY "):
+            return True
+        if not line:  # it closed stdout, so it is about to end
+            process.wait()
+            return False
+    return False
