@@ -90,9 +90,14 @@ class Reply:
             send_error(self._sender, refused.message, code)
             return
         finished = [answer for answer in self._answers if isinstance(answer, Finished)]
-        outputs = write_tensors(self._tensors, self._rows, finished)
-        response = pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
-        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        try:
+            outputs = write_tensors(self._tensors, self._rows, finished)
+            response = pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
+        except Exception as error:  # this thread answers all other requests, too
+            pb_utils.Logger.log_error(f"an answer could not be written: {error!r}")
+            send_error(self._sender, f"the answer could not be written: {error}", pb_utils.TritonError.INTERNAL)
+        else:
+            self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
 def send_error(sender: Any, message: str, code: int) -> None:

@@ -62,7 +62,12 @@ def read_rows(tensors: Tensors, model: Welcome) -> list[Row]:
 
 def _read_row(tensors: Tensors, index: int, model: Welcome) -> Row:
     def scalar(name: str, default: int | float) -> Any:
-        return tensors[name][index].reshape(-1)[0].item() if name in tensors else default
+        if name not in tensors:
+            return default
+        values = tensors[name][index].reshape(-1)
+        if len(values) != 1:
+            raise InvalidRequestError(name, f"{len(values)} values", "one value a row")
+        return values[0].item()
 
     _refuse_unsupported(scalar, "prompt_learning_task_name_ids" in tensors)
     padded = tensors["input_ids"][index]
@@ -130,7 +135,8 @@ def write_tensors(tensors: Tensors, rows: list[Row], answers: list[Finished]) ->
     """
     batch, copies = len(rows), len(rows[0].sequences)
     flat = [(row, params) for row in rows for params in row.sequences]
-    width = tensors["input_ids"].shape[1] + max(params.request_output_len for _, params in flat)
+    longest_prompt = max(tensors["input_ids"].shape[1], *(len(row.prompt) for row in rows), 1)
+    width = longest_prompt + max(params.request_output_len for _, params in flat)
     new = max(len(answer.log_probs) for answer in answers)
 
     output_ids = np.empty((len(flat), width), np.uint32)

@@ -68,7 +68,9 @@ def serving(clean_copy: Path, ports: dict[str, str], tmp_path_factory: pytest.Te
     http, grpc, metrics = ports.values()
     arguments = f"ARGS=--http-port={http} --grpc-port={grpc} --metrics-port={metrics}"
     with log.open("wb") as output:
-        process = subprocess.Popen(["make", "serve", arguments], cwd=clean_copy, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            ["make", "serve", arguments], cwd=clean_copy, stdout=output, stderr=output, start_new_session=True
+        )
     try:
         deadline = time.monotonic() + READY_SECONDS
         while f"READY http://127.0.0.1:{http}" not in log.read_text(errors="replace"):
@@ -76,7 +78,7 @@ def serving(clean_copy: Path, ports: dict[str, str], tmp_path_factory: pytest.Te
             time.sleep(0.2)
         yield clean_copy
     finally:
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
         process.wait(timeout=60)
 
 

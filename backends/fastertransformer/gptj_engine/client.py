@@ -26,7 +26,7 @@ import zmq
 from gptj_engine import messages
 from gptj_engine.config import EngineConfig
 from gptj_engine.errors import ConfigError, UnavailableError
-from gptj_engine.lifetime import open_pidfd
+from gptj_engine.lifetime import open_pidfd, remove_if_empty
 from gptj_engine.sampling_params import SamplingParams
 
 Answer: TypeAlias = messages.Finished | messages.Refused
@@ -45,11 +45,15 @@ def engine_directory(config: EngineConfig, server_pid: int) -> Path:
 
 
 def cpu_settings() -> dict[str, str]:
-    """How torch uses the processor, unless the environment says otherwise: one core is left to the server's processes.
+    """How torch uses the processor, unless the environment says otherwise.
 
-    A thread that waits for another must not spin either: it takes the core from the one that it waits for.
+    One core is left to the server's processes, and a thread that waits for another does not spin: it would take the
+    core from the one that it waits for. MKL's strict mode and a power of two of threads keep a row's result, bit for
+    bit, from depending on how many rows there are (oneMKL, Conditional Numerical Reproducibility).
     """
-    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) - 1)), "OMP_WAIT_POLICY": "PASSIVE"}
+    spare_cores = max(1, len(os.sched_getaffinity(0)) - 1)
+    threads = 1 << (spare_cores.bit_length() - 1)
+    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "MKL_CBWR": "AUTO,STRICT"}
 
 
 class EngineClient:
@@ -87,7 +91,7 @@ class EngineClient:
         try:
             self.model = self._connect()
         except BaseException:
-            self._context.destroy(linger=0)
+            self._leave_directory(linger=0)
             raise
         self._ready = True
         self._receiver = threading.Thread(target=self._receive, name="engine-answers", daemon=True)
@@ -122,8 +126,13 @@ class EngineClient:
         self._wake_receiver.send(b"")
         self._receiver.join()
         self._fail_pending("the server is shutting down")
-        self._context.destroy(linger=1000)
+        self._leave_directory(linger=1000)
+
+    def _leave_directory(self, linger: int) -> None:
+        """Close all sockets, taking `linger` ms to send what waits; the last to leave removes the directory."""
+        self._context.destroy(linger)
         (self._directory / f"{self._name}.sock").unlink(missing_ok=True)  # ZeroMQ leaves it
+        remove_if_empty(self._directory)
 
     def _wake_pair(self) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
         """Two ends of a pipe within this process."""
@@ -151,7 +160,9 @@ class EngineClient:
                 break
             error = self._directory / "error.txt"
             if error.exists():
-                raise ConfigError(error.read_text())
+                reason = error.read_text()
+                error.unlink()
+                raise ConfigError(reason)
         raise ConfigError("the engine process ended while it started; its log says more")
 
     def _poller(self) -> zmq.Poller:
@@ -181,6 +192,7 @@ class EngineClient:
             (self._directory / "error.txt").unlink(missing_ok=True)
             command = [self._config.engine_python, "-m", "gptj_engine.server", "--config", self._config.to_json()]
             command += ["--directory", str(self._directory), "--server-pid", str(self._server_pid)]
+            command += ["--door-pid", str(os.getpid())]
             path = os.pathsep.join(filter(None, [str(PACKAGE_PARENT), os.environ.get("PYTHONPATH")]))
             environment = cpu_settings() | os.environ | {"PYTHONPATH": path}
             try:
@@ -188,6 +200,7 @@ class EngineClient:
                     command, env=environment, start_new_session=True, stdin=subprocess.DEVNULL
                 )
             except OSError as error:
+                (self._directory / "lock").unlink()
                 raise ConfigError(f"the engine cannot be started with {command[0]}: {error.strerror}") from None
             pid_file.write_text(str(self._child.pid))
             return os.pidfd_open(self._child.pid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -40,31 +41,33 @@ class ModelConfig:
         Raises ConfigError naming the file, the key and what was found.
         """
         path = checkpoint / "config.json"
-        try:
-            raw: dict[str, Any] = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise ConfigError(f"{path} does not exist: a GPT-J checkpoint needs it") from None
-        except ValueError as error:
-            raise ConfigError(f"{path} is not JSON: {error}") from None
+        raw = _read_object(path)
         if raw.get("model_type") != "gptj":
             raise ConfigError(f"{path}: model_type is {raw.get('model_type')!r}, expected 'gptj'")
         if raw.get("activation_function", "gelu_new") != "gelu_new":
             raise ConfigError(f"{path}: activation_function is {raw['activation_function']!r}, expected 'gelu_new'")
-        try:
-            config = cls(
-                vocab_size=int(raw["vocab_size"]),
-                context_length=int(raw["n_positions"]),
-                hidden_size=int(raw["n_embd"]),
-                inner_size=int(raw.get("n_inner") or 4 * raw["n_embd"]),
-                num_layers=int(raw["n_layer"]),
-                num_heads=int(raw["n_head"]),
-                rotary_dim=int(raw.get("rotary_dim") or raw["n_embd"] // raw["n_head"]),
-                layer_norm_eps=float(raw.get("layer_norm_epsilon", 1e-5)),
-                start_id=int(raw["bos_token_id"]),
-                end_id=int(raw["eos_token_id"]),
-            )
-        except KeyError as error:
-            raise ConfigError(f"{path} has no key {error}") from None
+
+        def whole(key: str, least: int, default: int | None = None) -> int:
+            value = default if raw.get(key) is None else raw[key]
+            if value is None:
+                raise ConfigError(f"{path} has no key {key!r}")
+            if not isinstance(value, int) or value < least:
+                raise ConfigError(f"{path}: {key} is {raw.get(key)!r}, expected a whole number of {least} or more")
+            return value
+
+        hidden_size, num_heads = whole("n_embd", 1), whole("n_head", 1)
+        config = cls(
+            vocab_size=whole("vocab_size", 1),
+            context_length=whole("n_positions", 2),
+            hidden_size=hidden_size,
+            inner_size=whole("n_inner", 1, default=4 * hidden_size),
+            num_layers=whole("n_layer", 1),
+            num_heads=num_heads,
+            rotary_dim=whole("rotary_dim", 2, default=hidden_size // num_heads),
+            layer_norm_eps=float(raw.get("layer_norm_epsilon", 1e-5)),
+            start_id=whole("bos_token_id", 0),
+            end_id=whole("eos_token_id", 0),
+        )
         if config.hidden_size % config.num_heads:
             raise ConfigError(f"{path}: n_embd {config.hidden_size} is no multiple of n_head {config.num_heads}")
         if config.rotary_dim % 2 or config.rotary_dim > config.head_size:
@@ -72,6 +75,18 @@ class ModelConfig:
                 f"{path}: rotary_dim is {config.rotary_dim}, expected an even number <= {config.head_size}"
             )
         return config
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; a GPT-J checkpoint needs it") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds no JSON object")
+    return raw
 
 
 @dataclass(frozen=True)
@@ -110,8 +125,8 @@ class EngineConfig:
             if value not in allowed:
                 raise ConfigError(f"parameter {name} is {value!r}, allowed: {', '.join(map(str, allowed))}")
         for name in ("kv_cache_gib", "step_tokens", "max_sequences"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"parameter {name} is {getattr(self, name)}, allowed: more than 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"parameter {name} is {getattr(self, name)}, allowed: more than 0, and finite")
 
     @property
     def checkpoint(self) -> Path:

@@ -40,6 +40,13 @@ def wait_until_ended(pidfd: int) -> None:
     _poll(pidfd).poll()
 
 
+def remove_if_empty(directory: Path) -> None:
+    """Remove the directory of an engine's sockets, and its parent, unless somebody still has a file there."""
+    with contextlib.suppress(OSError):
+        directory.rmdir()
+        directory.parent.rmdir()
+
+
 def end_orphaned_stubs(server_pid: int) -> None:
     """Kill the stubs that a dead server left and remove their shared memory."""
     for process in Path("/proc").iterdir():

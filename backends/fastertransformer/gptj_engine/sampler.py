@@ -86,7 +86,7 @@ def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
     largest = max(sequence.params.top_k for sequence in sequences)
     if largest:
         _keep_top_k(logits, [sequence.params.top_k for sequence in sequences], largest)
-    probs = torch.softmax(logits, dim=-1)
+    probs = torch.softmax(logits, dim=-1).nan_to_num_(0.0)  # a row of which every token is banned
     if any(sequence.top_p < 1.0 for sequence in sequences):
         unbounded = any(sequence.top_p < 1.0 and not sequence.params.top_k for sequence in sequences)
         _keep_top_p(probs, [sequence.top_p for sequence in sequences], probs.shape[1] if unbounded else largest)
@@ -112,7 +112,7 @@ def _keep_top_p(probs: Tensor, top_ps: list[float], candidates: int) -> None:
     best = probs.topk(min(candidates, probs.shape[1]), dim=-1).values
     wanted = _column(top_ps, best)
     before = best.double().cumsum(dim=-1) - best
-    last = (before < wanted).sum(dim=-1, keepdim=True) - 1
+    last = ((before < wanted).sum(dim=-1, keepdim=True) - 1).clamp_(min=0)
     threshold = best.gather(1, last)
     probs.masked_fill_((probs < threshold) & (wanted < 1.0), 0.0)
 

@@ -13,6 +13,7 @@ import msgspec
 from gptj_engine.errors import InvalidRequestError
 
 MAX_TOP_K = 1024
+LARGEST_PENALTY = 1000.0  # far beyond any use, and logits stay finite
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -89,9 +90,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _require("runtime_top_k", self.runtime_top_k, 0, math.inf, "0 or more")
         _require("runtime_top_p", self.runtime_top_p, 0.0, 1.0)
         _require("temperature", self.temperature, 0.0, _LARGEST, "a finite number >= 0")
-        _require("repetition_penalty", self.repetition_penalty, _SMALLEST, _LARGEST, "a finite number > 0")
-        _require("presence_penalty", self.presence_penalty, -_LARGEST, _LARGEST, "a finite number")
-        _require("frequency_penalty", self.frequency_penalty, -_LARGEST, _LARGEST, "a finite number")
+        _require("repetition_penalty", self.repetition_penalty, 1 / LARGEST_PENALTY, LARGEST_PENALTY)
+        _require("presence_penalty", self.presence_penalty, -LARGEST_PENALTY, LARGEST_PENALTY)
+        _require("frequency_penalty", self.frequency_penalty, -LARGEST_PENALTY, LARGEST_PENALTY)
         _require("top_p_decay", self.top_p_decay, _SMALLEST, 1.0, "more than 0, at most 1")
         _require("top_p_min", self.top_p_min, _SMALLEST, 1.0, "more than 0, at most 1")
         for name, words in (("bad_words_list", self.bad_words), ("stop_words_list", self.stop_words)):

@@ -1,15 +1,14 @@
 """The engine process: answers doors over ZeroMQ while the engine steps. Knows nothing of Triton but its process id.
 
-    python -m gptj_engine.server --config JSON --directory DIR --server-pid PID
+    python -m gptj_engine.server --config JSON --directory DIR --server-pid PID --door-pid PID
 
-It binds DIR/engine.sock, and ends after its last door left, or when the process PID ends, however that ends. If it
-cannot start, DIR/error.txt says why.
+It binds DIR/engine.sock, and ends after its last door left, or when the server ends, however that ends. If it cannot
+start, DIR/error.txt says why.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import fcntl
 import logging
 import os
@@ -29,7 +28,7 @@ from gptj_engine import messages
 from gptj_engine.config import EngineConfig
 from gptj_engine.engine import Engine
 from gptj_engine.errors import EngineError, InvalidRequestError
-from gptj_engine.lifetime import end_orphaned_stubs, open_pidfd, wait_until_ended
+from gptj_engine.lifetime import end_orphaned_stubs, open_pidfd, remove_if_empty, wait_until_ended
 from gptj_engine.sequence import Sequence
 
 STUBS_END_BY_THEMSELVES = 0.5  # seconds in which they do, unless the server was killed
@@ -37,19 +36,24 @@ STUBS_END_BY_THEMSELVES = 0.5  # seconds in which they do, unless the server was
 log = logging.getLogger("gptj_engine")
 
 
-@dataclass
+@dataclass(eq=False)
 class Door:
-    """A process that sends requests: where to answer, how to see that it died, and its requests under way."""
+    """A process that sends requests: where to answer, how to see that it died, and its requests under way.
+
+    `socket` is the file it is answered at, which somebody must remove when it died.
+    """
 
     outbox: zmq.Socket[bytes]
     pidfd: int
+    socket: Path
     requests: set[int] = field(default_factory=set)
 
 
 class EngineServer:
     """Messages in, engine steps, messages out: one thread, one loop."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, first_door_pid: int) -> None:
+        """Bind the socket in `directory`; `first_door_pid` is the process whose greeting is awaited."""
         self._context = zmq.Context()
         self._inbox = self._context.socket(zmq.PULL)
         self._inbox.set_hwm(0)
@@ -57,29 +61,42 @@ class EngineServer:
         self._poller = zmq.Poller()
         self._poller.register(self._inbox, zmq.POLLIN)
         self._doors: dict[str, Door] = {}
+        self._first_door_pid = first_door_pid
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(messages.ToEngine)
 
     def run(self, engine: Engine) -> None:
         """Serve until the last door left."""
-        joined = False
-        while self._doors or not joined:
+        self._await_greeting()
+        self._receive(engine, wait=False)
+        while self._doors:
             self._receive(engine, wait=not engine.busy)
-            joined = joined or bool(self._doors)
             if engine.busy:
                 for sequence in engine.step():
                     self._answer(sequence)
+
+    def _await_greeting(self) -> None:
+        """Return when a door has greeted, or the one that started this engine died before it could."""
+        pidfd = open_pidfd(self._first_door_pid)
+        if pidfd is not None:
+            poller = zmq.Poller()
+            poller.register(self._inbox, zmq.POLLIN)
+            poller.register(pidfd, zmq.POLLIN)
+            poller.poll()
+            os.close(pidfd)
 
     def close(self) -> None:
         self._context.destroy(linger=1000)
 
     def _receive(self, engine: Engine, wait: bool) -> None:
         events = dict(self._poller.poll(None if wait else 0))
+        dead = [door for door in self._doors.values() if door.pidfd in events]
         while self._inbox.poll(0):
             self._handle(engine, self._decoder.decode(self._inbox.recv()))
         for name, door in list(self._doors.items()):
-            if door.pidfd in events:
+            if door in dead:
                 self._leave(engine, name)
+                door.socket.unlink(missing_ok=True)
 
     def _handle(self, engine: Engine, message: messages.ToEngine) -> None:
         if isinstance(message, messages.Hello):
@@ -96,13 +113,15 @@ class EngineServer:
             self._leave(engine, message.door)
 
     def _join(self, engine: Engine, hello: messages.Hello) -> None:
+        socket = Path(hello.address.removeprefix("ipc://"))
         pidfd = open_pidfd(hello.pid)
         if pidfd is None:
+            socket.unlink(missing_ok=True)
             return
         outbox = self._context.socket(zmq.PUSH)
         outbox.set_hwm(0)
         outbox.connect(hello.address)
-        self._doors[hello.door] = Door(outbox, pidfd)
+        self._doors[hello.door] = Door(outbox, pidfd, socket)
         self._poller.register(pidfd, zmq.POLLIN)
         welcome = messages.Welcome(os.getpid(), engine.limits, engine.model.start_id, engine.model.end_id)
         outbox.send(self._encoder.encode(welcome))
@@ -133,15 +152,13 @@ class EngineServer:
         door.outbox.close(linger=1000)
 
 
-def remove_directory(directory: Path) -> None:
-    """Remove what this engine put there, and the directories themselves unless a door is waiting in them."""
+def remove_files(directory: Path) -> None:
+    """Remove what this engine put there, and the directory unless a door is in it."""
     with (directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for name in ("engine.sock", "engine.pid", "lock"):
             (directory / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # not empty: a door is joining
-            directory.rmdir()
-            directory.parent.rmdir()
+    remove_if_empty(directory)
 
 
 def end_with_server(server_pid: int, directory: Path) -> None:
@@ -164,12 +181,13 @@ def main() -> int:
     parser.add_argument("--config", required=True, metavar="JSON", help="an EngineConfig")
     parser.add_argument("--directory", required=True, type=Path, help="where the sockets are")
     parser.add_argument("--server-pid", required=True, type=int, help="the process to end with")
+    parser.add_argument("--door-pid", required=True, type=int, help="the door that starts this engine")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     signal.signal(signal.SIGTERM, _exit_on_signal)
 
     end_with_server(arguments.server_pid, arguments.directory)
-    server = EngineServer(arguments.directory)
+    server = EngineServer(arguments.directory, arguments.door_pid)
     try:
         started = time.monotonic()
         engine = Engine(EngineConfig.from_json(arguments.config))
@@ -180,7 +198,7 @@ def main() -> int:
         return 1
     finally:
         server.close()
-    remove_directory(arguments.directory)
+        remove_files(arguments.directory)
     return 0
 
 

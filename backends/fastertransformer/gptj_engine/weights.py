@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -81,7 +82,10 @@ def _open_checkpoint(checkpoint: Path) -> Reader:
 
 
 def _open_shards(index: Path, open_file: Callable[[Path], Reader]) -> Reader:
-    file_of: dict[str, str] = json.loads(index.read_text())["weight_map"]
+    try:
+        file_of: dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{index} is no index of weights: {error!r}") from None
     opened: dict[str, Reader] = {}
 
     def read(name: str) -> Tensor:
@@ -114,7 +118,7 @@ def _open_safetensors(path: Path) -> Reader:
 def _open_pickle(path: Path) -> Reader:
     try:
         tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, UnpicklingError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
 
     def read(name: str) -> Tensor:

@@ -26,15 +26,14 @@ class FieldError(ValueError):
 class Field:
     """One input of the ensemble.
 
-    `minimum` and `maximum` are allowed values, except that `above` excludes the minimum itself. `default` is what
-    absence means, None where that is left open. `words` marks a list of strings, [B, N]; all others are [B, 1].
+    `minimum` and `maximum` are allowed values. `default` is what absence means, None where that is left open. `words`
+    marks a list of strings, [B, N]; all others are [B, 1].
     """
 
     name: str
     dtype: type[np.generic]
     minimum: float | None = None
     maximum: float | None = None
-    above: bool = False
     default: Any = None
     words: bool = False
 
@@ -46,13 +45,13 @@ class Field:
             return kind
         if self.maximum is not None:
             return f"{kind} from {self.minimum:g} to {self.maximum:g}"
-        return f"{kind} above {self.minimum:g}" if self.above else f"{kind}, {self.minimum:g} or more"
+        return f"{kind}, {self.minimum:g} or more"
 
     def allows(self, value: float) -> bool:
         """Whether `value`, a number, lies in the range; NaN and infinities never do."""
         if not math.isfinite(value) or (self.maximum is not None and value > self.maximum):
             return False
-        return self.minimum is None or (value > self.minimum if self.above else value >= self.minimum)
+        return self.minimum is None or value >= self.minimum
 
 
 # 64 sequences a row is FasterTransformer's own limit for beams.
@@ -63,9 +62,9 @@ FIELDS = (
     Field("temperature", np.float32, minimum=0),
     Field("top_k", np.int32, minimum=0),
     Field("top_p", np.float32, minimum=0, maximum=1),
-    Field("repetition_penalty", np.float32, minimum=0, above=True),
-    Field("presence_penalty", np.float32),
-    Field("frequency_penalty", np.float32),
+    Field("repetition_penalty", np.float32, minimum=0.001, maximum=1000),
+    Field("presence_penalty", np.float32, minimum=-1000, maximum=1000),
+    Field("frequency_penalty", np.float32, minimum=-1000, maximum=1000),
     Field("length_penalty", np.float32),
     Field("seed", np.uint64),
     Field("random_seed", np.uint64),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from gptj_engine.client import cpu_settings
 from gptj_engine.config import EngineConfig
 from gptj_engine.engine import Engine
 from transformers import GPTJConfig, GPTJForCausalLM
+
+os.environ |= cpu_settings()  # an engine's environment; MKL reads it at its first product
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -12,7 +12,6 @@ from gptj_engine.config import EngineConfig, ModelConfig
 from gptj_engine.errors import ConfigError
 
 DEFAULT = Path("/default")
-not_caught = pytest.mark.xfail(reason="the engine ends with a traceback instead of a ConfigError")
 RAW = {
     "model_type": "gptj",
     "vocab_size": 257,
@@ -110,14 +109,13 @@ def test_a_missing_key_is_refused_by_its_name(key: str, tmp_path: Path) -> None:
 
 
 def test_a_missing_or_broken_configuration_is_refused_by_its_path(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path / 'config.json'} does not exist")):
+    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path / 'config.json'} cannot be read: No such file")):
         ModelConfig.from_huggingface(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "gptj",')
     with pytest.raises(ConfigError, match=re.escape(f"{tmp_path / 'config.json'} is not JSON")):
         ModelConfig.from_huggingface(tmp_path)
 
 
-@not_caught
 @pytest.mark.parametrize(
     ("key", "value"), [("n_embd", "wide"), ("n_layer", None), ("eos_token_id", [1, 2]), ("n_head", 0)]
 )
@@ -126,14 +124,12 @@ def test_a_value_of_the_wrong_type_is_refused_by_its_key(key: str, value: object
         model_config(tmp_path, **{key: value})
 
 
-@not_caught
 def test_a_configuration_that_is_no_object_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ConfigError, match=r"config\.json"):
         ModelConfig.from_huggingface(tmp_path)
 
 
-@not_caught
 def test_a_checkpoint_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"model\.safetensors"):

@@ -118,6 +118,17 @@ def test_a_sequence_too_large_for_the_free_pages_is_not_overtaken() -> None:
     assert sorted(order) == ["0", "1", "2"]
 
 
+def test_a_prompt_that_waits_for_pages_halfway_is_not_overtaken() -> None:
+    scheduler = make_scheduler(num_pages=7, step_tokens=8)
+    scheduler.add(sequence(0, 11, new=12))
+    compute(scheduler)
+    compute(scheduler)
+    scheduler.add(sequence(1, 14, new=2))
+    assert shares(compute(scheduler)[0]) == {0: 1, 1: 8}
+    scheduler.add(sequence(2, 1, new=1))
+    assert shares(compute(scheduler)[0]) == {0: 1}, "two pages are missing, and the one that is free is not for another"
+
+
 def test_removing_a_sequence_gives_its_pages_back_wherever_it_stands() -> None:
     scheduler = make_scheduler(num_pages=8, step_tokens=4)
     running, halfway, waiting = sequence(0, 2, new=9), sequence(1, 10), sequence(2, 30, new=1)
