@@ -48,12 +48,13 @@ def cpu_settings() -> dict[str, str]:
     """How torch uses the processor, unless the environment says otherwise.
 
     One core is left to the server's processes, and a thread that waits for another does not spin: it would take the
-    core from the one that it waits for. MKL's strict mode and a power of two of threads keep a row's result, bit for
-    bit, from depending on how many rows there are (oneMKL, Conditional Numerical Reproducibility).
+    core from the one that it waits for. With several threads, a power of two of them and MKL's strict mode keep a row's
+    result, bit for bit, from depending on how many rows there are (oneMKL, Conditional Numerical Reproducibility).
     """
     spare_cores = max(1, len(os.sched_getaffinity(0)) - 1)
     threads = 1 << (spare_cores.bit_length() - 1)
-    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "MKL_CBWR": "AUTO,STRICT"}
+    strict = {"MKL_CBWR": "AUTO,STRICT"} if threads > 1 else {}
+    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"} | strict
 
 
 class EngineClient:
