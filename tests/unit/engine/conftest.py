@@ -14,7 +14,8 @@ from gptj_engine.config import EngineConfig
 from gptj_engine.engine import Engine
 from transformers import GPTJConfig, GPTJForCausalLM
 
-os.environ |= cpu_settings()  # an engine's environment; MKL reads it at its first product
+# An engine's environment, as it is where there are several threads. MKL reads it at its first product.
+os.environ |= cpu_settings() | {"MKL_CBWR": "AUTO,STRICT"}
 
 ROOT = Path(__file__).resolve().parents[3]
 
