@@ -66,12 +66,12 @@ class Reply:
         self._rows = rows
         self._sender = sender
         self._lock = threading.Lock()  # answers come on the engine client's thread, also while submit still runs
-        self._missing = sum(len(row.sequences) for row in rows)
+        self._missing = sum(len(row.requests) for row in rows)
         self._answers: list[Answer | None] = [None] * self._missing
 
     def submit(self, engine: EngineClient) -> None:
         """Send all sequences to the engine."""
-        sequences = [(row.prompt, params) for row in self._rows for params in row.sequences]
+        sequences = [(row.prompt, params) for row in self._rows for params in row.requests]
         for index, (prompt, params) in enumerate(sequences):
             try:
                 engine.submit(prompt, params, functools.partial(self._take, index))

@@ -30,6 +30,9 @@ SCALARS = (  # tensors that are fields of SamplingParams by the same name, where
     "presence_penalty",
     "frequency_penalty",
     "random_seed",
+    "beam_width",
+    "len_penalty",
+    "beam_search_diversity_rate",
     "is_return_log_probs",
     "top_p_decay",
     "top_p_min",
@@ -40,10 +43,15 @@ _MASK = (1 << 64) - 1
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt and the parameters of each sequence that continues it."""
+    """One prompt and the parameters of each request to the engine that continues it: one, unless several are drawn."""
 
     prompt: list[int]
-    sequences: list[SamplingParams]
+    requests: list[SamplingParams]
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that the row returns."""
+        return sum(params.beam_width for params in self.requests)
 
 
 def read_rows(tensors: Tensors, model: Welcome) -> list[Row]:
@@ -57,6 +65,11 @@ def read_rows(tensors: Tensors, model: Welcome) -> list[Row]:
             rows.append(_read_row(tensors, index, model))
         except InvalidRequestError as error:
             raise error if len(tensors["input_ids"]) == 1 else error.in_row(index) from None
+    for index, row in enumerate(rows):
+        if row.num_sequences != rows[0].num_sequences:
+            field = "beam_width" if rows[0].requests[0].beam_width > 1 else "num_return_sequences"
+            allowed = f"{rows[0].num_sequences} sequences, as in row 0"
+            raise InvalidRequestError(field, f"one for {row.num_sequences} sequences", allowed).in_row(index)
     return rows
 
 
@@ -69,7 +82,9 @@ def _read_row(tensors: Tensors, index: int, model: Welcome) -> Row:
             raise InvalidRequestError(name, f"{len(values)} values", "one value a row")
         return values[0].item()
 
-    _refuse_unsupported(scalar, "prompt_learning_task_name_ids" in tensors)
+    if "prompt_learning_task_name_ids" in tensors:
+        task = scalar("prompt_learning_task_name_ids", 0)
+        raise InvalidRequestError("prompt_learning_task_name_ids", task, "none: the checkpoint has no prompt tasks")
     padded = tensors["input_ids"][index]
     length = scalar("input_lengths", 0)
     if length > len(padded):
@@ -90,16 +105,10 @@ def _read_row(tensors: Tensors, index: int, model: Welcome) -> Row:
     copies = scalar("num_return_sequences", 1)
     if not 1 <= copies <= MAX_SEQUENCES_A_ROW:
         raise InvalidRequestError("num_return_sequences", copies, f"1 to {MAX_SEQUENCES_A_ROW}")
+    if copies > 1 and params.beam_width > 1:
+        raise InvalidRequestError("num_return_sequences", copies, "1 with beam search, which returns all its beams")
     seeds = [derived_seed(params.random_seed, number) for number in range(copies)]
     return Row(prompt, [msgspec.structs.replace(params, random_seed=seed) for seed in seeds])
-
-
-def _refuse_unsupported(scalar: Any, has_prompt_task: bool) -> None:
-    if scalar("beam_width", 1) != 1:
-        raise InvalidRequestError("beam_width", scalar("beam_width", 1), "1: this backend has no beam search")
-    if has_prompt_task:
-        task = scalar("prompt_learning_task_name_ids", 0)
-        raise InvalidRequestError("prompt_learning_task_name_ids", task, "none: the checkpoint has no prompt tasks")
 
 
 def _read_words(tensors: Tensors, name: str, index: int) -> Words:
@@ -127,28 +136,33 @@ def derived_seed(seed: int, number: int) -> int:
 
 
 def write_tensors(tensors: Tensors, rows: list[Row], answers: list[Finished]) -> dict[str, NDArray[Any]]:
-    """Output tensors of one request by name; `answers` holds the n answers of the first row, then those of the next.
+    """Output tensors of one request by name; `answers` holds those of the first row, then those of the next.
 
     `output_ids` uint32 [B, n, L + most new tokens asked for] is prompt and new tokens, then the end id;
     `sequence_length` uint32 [B, n] counts both. `cum_log_probs` float32 [B, n] and `output_log_probs` float32 [B, n,
     new] are empty ([B, 0] and [B, n, 0]) if no row asked for them. `finish_reason` object (bytes) [B, n].
     """
-    batch, copies = len(rows), len(rows[0].sequences)
-    flat = [(row, params) for row in rows for params in row.sequences]
+    batch, copies = len(rows), rows[0].num_sequences
+    requests = [(row, params) for row in rows for params in row.requests]
+    flat = [
+        (row, params, result)
+        for (row, params), answer in zip(requests, answers, strict=True)
+        for result in answer.results
+    ]
     longest_prompt = max(tensors["input_ids"].shape[1], *(len(row.prompt) for row in rows), 1)
-    width = longest_prompt + max(params.request_output_len for _, params in flat)
-    new = max(len(answer.log_probs) for answer in answers)
+    width = longest_prompt + max(params.request_output_len for _, params in requests)
+    new = max(len(result.log_probs) for _, _, result in flat)
 
     output_ids = np.empty((len(flat), width), np.uint32)
     output_log_probs = np.zeros((len(flat), new), np.float32)
     lengths = np.empty(len(flat), np.uint32)
-    for index, ((row, params), answer) in enumerate(zip(flat, answers, strict=True)):
-        tokens = row.prompt + answer.tokens
+    for index, (row, params, result) in enumerate(flat):
+        tokens = row.prompt + result.tokens
         lengths[index] = len(tokens)
         output_ids[index, : len(tokens)] = tokens
         output_ids[index, len(tokens) :] = params.end_id
-        output_log_probs[index, : len(answer.log_probs)] = answer.log_probs
-    reasons = np.array([answer.finish_reason.encode() for answer in answers], np.object_)
+        output_log_probs[index, : len(result.log_probs)] = result.log_probs
+    reasons = np.array([result.finish_reason.encode() for _, _, result in flat], np.object_)
     return {
         "output_ids": output_ids.reshape(batch, copies, width),
         "sequence_length": lengths.reshape(batch, copies),

@@ -9,6 +9,7 @@ over the context is cut at fixed positions, because a long one would otherwise b
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 import torch
@@ -38,6 +39,13 @@ class KVCache:
         """Store K and V, [T, heads, head_size] each, of the batch's tokens."""
         self.keys[layer][batch.pages, :, :, batch.slots] = key
         self.values[layer][batch.pages, :, batch.slots] = value
+
+    def copy_pages(self, pairs: SequenceOf[tuple[int, int]]) -> None:
+        """Copy the content of pages, (from, to) each, in all layers."""
+        if pairs:
+            sources, targets = (list(pages) for pages in zip(*pairs, strict=True))
+            for tensor in (self.keys, self.values):
+                tensor[:, targets] = tensor[:, sources]
 
     def attend(self, layer: int, batch: Batch, query: Tensor) -> Tensor:
         """Attention of `query` [T, heads, head_size] over each sequence's own context; returns the same shape."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
+from gptj_engine.beam import BeamSearch
 from gptj_engine.config import EngineConfig, ModelConfig
 from gptj_engine.runner import Runner
+from gptj_engine.sampler import Sampled
 from gptj_engine.sampling_params import Limits
 from gptj_engine.scheduler import Scheduler
 from gptj_engine.sequence import Sequence
@@ -19,9 +21,17 @@ class Engine:
         """Load the checkpoint; ConfigError when that cannot be done."""
         self.model = ModelConfig.from_huggingface(config.checkpoint)
         self._token_bytes = load_token_bytes(config.checkpoint, self.model.vocab_size)
-        self.limits = Limits(self.model.vocab_size, self.model.context_length, stop_strings=bool(self._token_bytes))
         self._runner = Runner(config, self.model)
-        self.scheduler = Scheduler(self._runner.pool, config.step_tokens, config.max_sequences)
+        pool = self._runner.pool
+        self.limits = Limits(
+            vocab_size=self.model.vocab_size,
+            context_length=self.model.context_length,
+            stop_strings=bool(self._token_bytes),
+            num_pages=pool.num_pages,
+            page_size=pool.page_size,
+        )
+        self.scheduler = Scheduler(pool, config.step_tokens, config.max_sequences)
+        self._searches: dict[Hashable, BeamSearch] = {}
 
     @property
     def busy(self) -> bool:
@@ -37,24 +47,47 @@ class Engine:
         sequence.params.check(sequence.prompt, self.limits)
         self.scheduler.add(sequence)
 
-    def cancel(self, key: Hashable) -> Sequence | None:
-        """End a sequence now, if it has not ended yet, and return it."""
+    def cancel(self, key: Hashable) -> list[Sequence]:
+        """End a request now; returns what there is of it, nothing if it had ended."""
         sequence = self.scheduler.find(key)
-        if sequence is not None:
-            sequence.finish_reason = "cancelled"
-            self.scheduler.remove(sequence)
-        return sequence
+        if sequence is None:
+            return []
+        group = list(sequence.group)
+        for member in group:
+            member.finish_reason = "cancelled"
+        self.scheduler.remove(group)
+        search = self._searches.pop(key, None)
+        if search is None:
+            return group
+        search.finished += group
+        return search.result()[: search.params.beam_width]
 
-    def step(self) -> list[Sequence]:
-        """Compute one token of every sequence that can have one; returns those that ended."""
-        step = self.scheduler.schedule()
-        finished = []
-        for sequence, sampled in self._runner.run(step):
-            sequence.append(sampled.token, sampled.log_prob, self._token_bytes)
+    def step(self) -> list[list[Sequence]]:
+        """Compute one token of every sequence that can have one; returns the requests that ended, best result first."""
+        ended = []
+        beams: dict[Hashable, list[tuple[Sequence, list[Sampled]]]] = {}
+        for sequence, choices in self._runner.run(self.scheduler.schedule()):
+            if sequence.params.beam_width > 1:
+                beams.setdefault(sequence.key, []).append((sequence, choices))
+                continue
+            sequence.append(choices[0].token, choices[0].log_prob, self._token_bytes)
             if sequence.finish_reason is not None:
-                self.scheduler.remove(sequence)
-                finished.append(sequence)
-        return finished
+                self.scheduler.remove([sequence])
+                ended.append([sequence])
+        return ended + [result for candidates in beams.values() if (result := self._branch(candidates))]
+
+    def _branch(self, candidates: list[tuple[Sequence, list[Sampled]]]) -> list[Sequence]:
+        """Put a search's next beams in the place of those that the step computed; returns its result if it ended."""
+        first = candidates[0][0]
+        search = self._searches.setdefault(first.key, BeamSearch(first.params))
+        in_order = sorted(candidates, key=lambda candidate: first.group.index(candidate[0]))
+        branches = search.advance(in_order, self._token_bytes)
+        beams = [branch.beam for branch in branches]
+        for branch in branches:
+            self._runner.pool.fork(branch.parent, branch.beam)
+            branch.beam.group = beams
+        self.scheduler.replace(first.group, beams)
+        return [] if beams else self._searches.pop(first.key).result()
 
     def check_integrity(self) -> None:
         """Assert that no page of the KV cache leaked."""

@@ -52,13 +52,19 @@ class Welcome(msgspec.Struct, tag="welcome"):
     end_id: int
 
 
-class Finished(msgspec.Struct, tag="finished"):
-    """The one answer to a request: new token ids, why it ended, and their log-probabilities if asked for."""
+class Result(msgspec.Struct):
+    """One continuation: new token ids, why it ended, and the log-probability of each token if asked for."""
 
-    request: int
     tokens: list[int]
     finish_reason: str
     log_probs: list[float]
+
+
+class Finished(msgspec.Struct, tag="finished"):
+    """The one answer to a request: its continuations, best first; several after a beam search only."""
+
+    request: int
+    results: list[Result]
 
 
 class Refused(msgspec.Struct, tag="refused"):

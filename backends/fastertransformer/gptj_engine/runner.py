@@ -38,12 +38,14 @@ class Runner:
         self._cache = KVCache(model, num_pages, dtype, self.device)
 
     @torch.inference_mode()
-    def run(self, step: list[Scheduled]) -> list[tuple[Sequence, Sampled]]:
-        """Compute a step; returns the sequences that got a new token, which the caller appends."""
+    def run(self, step: list[Scheduled]) -> list[tuple[Sequence, list[Sampled]]]:
+        """Compute a step; returns the sequences that get a new token, each with what `sample` chose for it."""
+        self._cache.copy_pages(self.pool.copies)
+        self.pool.copies.clear()
         batch = build_batch(step, self.pool, self._num_heads, self.device)
         logits = self._transformer.forward(batch, self._cache)
         for scheduled in step:
-            scheduled.sequence.num_cached += scheduled.num_tokens
+            self.pool.computed(scheduled.sequence, scheduled.num_tokens)
         if not batch.sampling:
             return []
         return list(zip(batch.sampling, sample(logits, batch.sampling), strict=True))

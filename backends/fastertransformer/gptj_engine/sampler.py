@@ -25,11 +25,30 @@ class Sampled:
     log_prob: float
 
 
-def sample(logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
-    """Next token of each sequence from float32 `logits` [sequences, V], which are overwritten."""
+def sample(logits: Tensor, sequences: list[Sequence]) -> list[list[Sampled]]:
+    """Next tokens of each sequence from float32 `logits` [sequences, V], which are overwritten.
+
+    For a beam, its best tokens, twice as many as there are beams, best first: enough for all beams to go on even if
+    each one's best token ends it. For any other sequence the one token that was chosen.
+    """
     _ban(logits, sequences)
     _scale_by_temperature(logits, sequences)
     _penalise(logits, sequences)
+    choices: list[list[Sampled]] = [[] for _ in sequences]
+    single = [row for row, sequence in enumerate(sequences) if sequence.params.beam_width == 1]
+    if single:
+        for row, chosen in zip(single, _choose(logits[single], [sequences[row] for row in single]), strict=True):
+            choices[row].append(chosen)
+    for row, sequence in enumerate(sequences):
+        if sequence.params.beam_width > 1:
+            count = min(2 * sequence.params.beam_width, logits.shape[1])
+            best = torch.log_softmax(logits[row], dim=-1).topk(count)
+            choices[row] = [Sampled(*pair) for pair in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+    return choices
+
+
+def _choose(logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
+    """The token of each sequence: the most probable one, or one drawn after top-k and top-p."""
     tokens = logits.argmax(dim=-1)
     drawn = [row for row, sequence in enumerate(sequences) if not sequence.params.greedy]
     if drawn:
@@ -63,9 +82,9 @@ def _ban(logits: Tensor, sequences: list[Sequence]) -> None:
 
 
 def _scale_by_temperature(logits: Tensor, sequences: list[Sequence]) -> None:
-    temperatures = [1.0 if sequence.params.greedy else sequence.params.temperature for sequence in sequences]
-    if any(temperature != 1.0 for temperature in temperatures):
-        logits /= _column(temperatures, logits) + 1e-6
+    divisors = [sequence.params.divisor for sequence in sequences]
+    if any(divisor != 1.0 for divisor in divisors):
+        logits /= _column(divisors, logits)
 
 
 def _penalise(logits: Tensor, sequences: list[Sequence]) -> None:

@@ -13,7 +13,10 @@ from gptj_engine.sampling_params import SamplingParams
 
 @dataclass(eq=False)
 class Sequence:
-    """`num_cached` tokens of prompt + output have their K and V in `pages`; the others are yet to be computed."""
+    """`num_cached` tokens of prompt + output have their K and V in `pages`; the others are yet to be computed.
+
+    `group` holds the sequences that must decode in the same step: this one alone, or all beams of a search.
+    """
 
     key: Hashable
     prompt: list[int]
@@ -21,13 +24,16 @@ class Sequence:
     output: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)
+    page_keys: list[bytes] = field(default_factory=list)
     num_cached: int = 0
+    group: list[Sequence] = field(default_factory=list)
     top_p: float = 1.0
     tail: bytes = b""
     finish_reason: str | None = None
 
     def __post_init__(self) -> None:
         self.top_p = self.params.top_p
+        self.group = [self]
 
     @property
     def num_tokens(self) -> int:
@@ -42,6 +48,17 @@ class Sequence:
         """True when one token is left to compute, the one sampled last."""
         return self.num_cached > 0 and self.num_uncached == 1
 
+    @property
+    def cum_log_prob(self) -> float:
+        """Sum of the natural log-probabilities of the output."""
+        return sum(self.log_probs)
+
+    def copy(self) -> Sequence:
+        """The same tokens in a sequence of its own, without pages."""
+        twin = Sequence(self.key, self.prompt, self.params, self.output[:], self.log_probs[:])
+        twin.page_keys, twin.top_p, twin.tail = self.page_keys[:], self.top_p, self.tail
+        return twin
+
     def tokens(self, start: int, stop: int) -> list[int]:
         """Token ids of prompt + output at positions `start` to `stop` - 1."""
         split = len(self.prompt)
@@ -54,8 +71,7 @@ class Sequence:
         """
         params = self.params
         self.output.append(token)
-        if params.is_return_log_probs:
-            self.log_probs.append(log_prob)
+        self.log_probs.append(log_prob)
         reset = token == params.top_p_reset_id
         self.top_p = (
             params.top_p if reset else max(self.top_p * params.top_p_decay, min(params.top_p_min, params.top_p))

@@ -72,8 +72,8 @@ class EngineServer:
         while self._doors:
             self._receive(engine, wait=not engine.busy)
             if engine.busy:
-                for sequence in engine.step():
-                    self._answer(sequence)
+                for sequences in engine.step():
+                    self._answer(sequences)
 
     def _await_greeting(self) -> None:
         """Return when a door has greeted, or the one that started this engine died before it could."""
@@ -107,7 +107,7 @@ class EngineServer:
             self._submit(engine, message)
         elif isinstance(message, messages.Cancel):
             cancelled = engine.cancel((message.door, message.request))
-            if cancelled is not None:
+            if cancelled:
                 self._answer(cancelled)
         else:
             self._leave(engine, message.door)
@@ -135,12 +135,12 @@ class EngineServer:
         else:
             door.requests.add(submit.request)
 
-    def _answer(self, sequence: Sequence) -> None:
-        assert isinstance(sequence.key, tuple) and sequence.finish_reason is not None
-        name, request = sequence.key
+    def _answer(self, sequences: list[Sequence]) -> None:
+        assert isinstance(sequences[0].key, tuple)
+        name, request = sequences[0].key
         door = self._doors[name]
         door.requests.remove(request)
-        finished = messages.Finished(request, sequence.output, sequence.finish_reason, sequence.log_probs)
+        finished = messages.Finished(request, [_result(sequence) for sequence in sequences])
         door.outbox.send(self._encoder.encode(finished))
 
     def _leave(self, engine: Engine, name: str) -> None:
@@ -150,6 +150,12 @@ class EngineServer:
         self._poller.unregister(door.pidfd)
         os.close(door.pidfd)
         door.outbox.close(linger=1000)
+
+
+def _result(sequence: Sequence) -> messages.Result:
+    assert sequence.finish_reason is not None
+    log_probs = sequence.log_probs if sequence.params.is_return_log_probs else []
+    return messages.Result(sequence.output, sequence.finish_reason, log_probs)
 
 
 def remove_files(directory: Path) -> None:
