@@ -49,9 +49,12 @@ class Row:
     requests: list[SamplingParams]
 
     @property
-    def num_sequences(self) -> int:
-        """Sequences that the row returns."""
-        return sum(params.beam_width for params in self.requests)
+    def beam_width(self) -> int:
+        return self.requests[0].beam_width
+
+    @property
+    def num_return_sequences(self) -> int:
+        return len(self.requests)
 
 
 def read_rows(tensors: Tensors, model: Welcome) -> list[Row]:
@@ -66,10 +69,10 @@ def read_rows(tensors: Tensors, model: Welcome) -> list[Row]:
         except InvalidRequestError as error:
             raise error if len(tensors["input_ids"]) == 1 else error.in_row(index) from None
     for index, row in enumerate(rows):
-        if row.num_sequences != rows[0].num_sequences:
-            field = "beam_width" if rows[0].requests[0].beam_width > 1 else "num_return_sequences"
-            allowed = f"{rows[0].num_sequences} sequences, as in row 0"
-            raise InvalidRequestError(field, f"one for {row.num_sequences} sequences", allowed).in_row(index)
+        for field in ("beam_width", "num_return_sequences"):
+            value, first = getattr(row, field), getattr(rows[0], field)
+            if value != first:
+                raise InvalidRequestError(field, value, f"{first}, as in row 0").in_row(index)
     return rows
 
 
@@ -142,7 +145,7 @@ def write_tensors(tensors: Tensors, rows: list[Row], answers: list[Finished]) ->
     `sequence_length` uint32 [B, n] counts both. `cum_log_probs` float32 [B, n] and `output_log_probs` float32 [B, n,
     new] are empty ([B, 0] and [B, n, 0]) if no row asked for them. `finish_reason` object (bytes) [B, n].
     """
-    batch, copies = len(rows), rows[0].num_sequences
+    batch, copies = len(rows), rows[0].beam_width * rows[0].num_return_sequences
     requests = [(row, params) for row in rows for params in row.requests]
     flat = [
         (row, params, result)

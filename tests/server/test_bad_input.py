@@ -91,10 +91,6 @@ def test_a_token_outside_the_vocabulary_is_refused(server: Any, field: str) -> N
     assert re.search(rf"{field} is 1000000000; it must be a token of the vocabulary, from 0 to \d+$", message)
 
 
-def test_beams_are_refused_until_the_engine_has_them(server: Any) -> None:
-    assert "beam_width" in refusal(server, {**PROMPT, "beam_width": 2})
-
-
 def test_max_tokens_beyond_the_context_is_refused_with_the_numbers(server: Any) -> None:
     message = refusal(server, {**PROMPT, "max_tokens": 100_000})
     numbers = re.search(

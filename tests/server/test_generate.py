@@ -83,11 +83,12 @@ def test_text_ends_before_a_stop_string_however_its_tokens_merge(server: Server)
     assert answer["text_output"] == whole[: whole.index(stop)]
 
 
-def test_beams_are_refused_in_words(server: Server) -> None:
-    request = {"text_input": "Once", "max_tokens": 5, "beam_width": 4}
-    response = requests.post(f"http://{server.http_url}/v2/models/ensemble/generate", json=request, timeout=60)
-    assert response.status_code == 400
-    assert "beam_width is 4, allowed: 1" in response.json()["error"]
+def test_beams_come_best_first_and_the_best_is_no_worse_than_greedy(server: Server) -> None:
+    request = {"text_input": "The wolf", "max_tokens": 12, "return_log_probs": True}
+    beams = generate(server, **request, beam_width=4)
+    assert len(set(beams["text_output"])) == 4
+    assert beams["cum_log_probs"] == sorted(beams["cum_log_probs"], reverse=True)
+    assert beams["cum_log_probs"][0] >= generate(server, **request)["cum_log_probs"]
 
 
 def test_several_sequences_of_one_prompt_differ_and_each_has_its_log_probs(server: Server) -> None:

@@ -26,6 +26,7 @@ ENGINE_ORDER = (
     "transformer",
     "weights",
     "sampler",
+    "beam",
     "runner",
     "engine",
     "messages",

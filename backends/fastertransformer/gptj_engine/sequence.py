@@ -50,7 +50,7 @@ class Sequence:
 
     @property
     def cum_log_prob(self) -> float:
-        """Sum of the natural log-probabilities of the output."""
+        """Sum of the natural log-probabilities of a beam's output."""
         return sum(self.log_probs)
 
     def copy(self) -> Sequence:
@@ -71,7 +71,8 @@ class Sequence:
         """
         params = self.params
         self.output.append(token)
-        self.log_probs.append(log_prob)
+        if params.is_return_log_probs or params.beam_width > 1:
+            self.log_probs.append(log_prob)
         reset = token == params.top_p_reset_id
         self.top_p = (
             params.top_p if reset else max(self.top_p * params.top_p_decay, min(params.top_p_min, params.top_p))

@@ -114,7 +114,7 @@ class Mailbox:
     def tokens(self) -> list[int]:
         answer = self.take()
         assert isinstance(answer, Finished), answer
-        return answer.tokens
+        return answer.results[0].tokens
 
 
 @pytest.fixture
@@ -150,8 +150,8 @@ def test_two_doors_share_one_engine_that_ends_after_the_last_one(
     second.cancel(number)
     cancelled = mailbox.take()
     assert isinstance(cancelled, Finished)
-    assert cancelled.finish_reason == "cancelled"
-    assert len(cancelled.tokens) < 900
+    assert cancelled.results[0].finish_reason == "cancelled"
+    assert len(cancelled.results[0].tokens) < 900
     assert not has_ended(pid), "the engine left while a door was there"
 
     second.submit([300], SHORT, mailbox.answers.put)

@@ -28,7 +28,7 @@ def params(**fields: Any) -> SamplingParams:
 def draw(how: list[SamplingParams], prompts: list[list[int]], logits: Tensor = LOGITS) -> list[int]:
     """One token for each row, all rows with the same logits."""
     sequences = [Sequence(row, prompt, params) for row, (prompt, params) in enumerate(zip(prompts, how, strict=True))]
-    return [sampled.token for sampled in sample(logits.repeat(len(how), 1), sequences)]
+    return [sampled.token for [sampled] in sample(logits.repeat(len(how), 1), sequences)]
 
 
 def softmax(logits: list[float]) -> list[float]:
@@ -151,9 +151,9 @@ def test_a_row_draws_the_same_token_whatever_the_other_rows_ask_for() -> None:
     prompts = [chance.choices(range(500), k=chance.randint(1, 30)) for _ in how]
     logits = torch.randn(len(how), 500, generator=generator) * 3
     sequences = [Sequence(row, prompt, params) for row, (prompt, params) in enumerate(zip(prompts, how, strict=True))]
-    together = sample(logits.clone(), sequences)
+    together = [sampled for [sampled] in sample(logits.clone(), sequences)]
     for row, sequence in enumerate(sequences):
-        [alone] = sample(logits[row : row + 1].clone(), [sequence])
+        [[alone]] = sample(logits[row : row + 1].clone(), [sequence])
         assert alone.token == together[row].token, how[row]
         assert alone.log_prob == pytest.approx(together[row].log_prob, abs=1e-5)
 
@@ -166,7 +166,7 @@ def test_neither_top_k_nor_top_p_means_the_most_likely_token() -> None:
 
 def test_the_log_probability_is_that_before_top_k_and_top_p() -> None:
     how = params(runtime_top_k=2, runtime_top_p=0.5, temperature=0.7, presence_penalty=0.3, is_return_log_probs=True)
-    [sampled] = sample(LOGITS[None].clone(), [Sequence(0, PROMPT, how)])
+    [[sampled]] = sample(LOGITS[None].clone(), [Sequence(0, PROMPT, how)])
     probs = expected_probs(temperature=0.7, presence_penalty=0.3)
     assert sampled.log_prob == pytest.approx(math.log(probs[sampled.token]), abs=1e-5)
 
@@ -199,4 +199,4 @@ def test_the_decayed_top_p_is_what_the_sampler_uses() -> None:
     sequences = [Sequence(row, PROMPT, params) for row, params in enumerate(how)]
     for sequence in sequences:
         sequence.append(9, 0.0, [])
-    assert {sampled.token for sampled in sample(LOGITS.repeat(300, 1), sequences)} == {0}
+    assert {sampled.token for [sampled] in sample(LOGITS.repeat(300, 1), sequences)} == {0}

@@ -21,7 +21,8 @@ def make_scheduler(num_pages: int = 64, step_tokens: int = 8, max_sequences: int
 
 
 def sequence(key: int, prompt: int, new: int = 4) -> Sequence:
-    return Sequence(key, list(range(prompt)), SamplingParams(request_output_len=new, end_id=END))
+    own_tokens = range(1000 * key, 1000 * key + prompt)  # so that no two sequences share a page
+    return Sequence(key, list(own_tokens), SamplingParams(request_output_len=new, end_id=END))
 
 
 def compute(scheduler: Scheduler) -> tuple[list[Scheduled], list[Sequence]]:
@@ -31,12 +32,12 @@ def compute(scheduler: Scheduler) -> tuple[list[Scheduled], list[Sequence]]:
     for scheduled in step:
         computed = scheduled.sequence
         assert len(computed.pages) == scheduler.pool.pages_for(computed.num_cached + scheduled.num_tokens)
-        computed.num_cached += scheduled.num_tokens
+        scheduler.pool.computed(computed, scheduled.num_tokens)
     ended = []
     for computed in sampling:
         computed.append(1, 0.0, [])
         if computed.finish_reason is not None:
-            scheduler.remove(computed)
+            scheduler.remove([computed])
             ended.append(computed)
     scheduler.pool.check_integrity(scheduler)
     return step, ended
@@ -138,7 +139,7 @@ def test_removing_a_sequence_gives_its_pages_back_wherever_it_stands() -> None:
     compute(scheduler)
     for each in (halfway, waiting, running):
         assert scheduler.find(each.key) is each
-        scheduler.remove(each)
+        scheduler.remove([each])
         assert scheduler.find(each.key) is None
         scheduler.pool.check_integrity(scheduler)
     assert scheduler.pool.num_free == 8
@@ -174,7 +175,7 @@ def test_every_sequence_ends_exactly_once_and_every_page_comes_back(
                 scheduler.add(sequence(key, arrival.prompt, arrival.new))
             found = scheduler.find(key)
             if found is not None and now == arrival.at + arrival.cancelled_after:
-                scheduler.remove(found)
+                scheduler.remove([found])
                 cancelled.add(key)
         first = next(iter(scheduler), None)
         before = first.num_cached if first else 0

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from gptj_engine.errors import InvalidRequestError
-from gptj_engine.messages import Finished, Welcome
+from gptj_engine.messages import Finished, Result, Welcome
 from gptj_engine.sampling_params import Limits, SamplingParams
 from numpy.typing import NDArray
 from triton_io import derived_seed, read_rows, write_tensors
 
-MODEL = Welcome(
-    engine_pid=1, limits=Limits(vocab_size=100, context_length=32, stop_strings=True), start_id=98, end_id=99
-)
+LIMITS = Limits(vocab_size=100, context_length=32, stop_strings=True, num_pages=20, page_size=16)
+MODEL = Welcome(engine_pid=1, limits=LIMITS, start_id=98, end_id=99)
 TYPES: dict[str, Any] = {
     "runtime_top_p": np.float32,
     "temperature": np.float32,
@@ -43,6 +43,10 @@ def request(*prompts: list[int], new: int = 4, **scalars: Any) -> dict[str, NDAr
     return tensors
 
 
+def answer(number: int, tokens: list[int], reason: str, log_probs: list[float]) -> Finished:
+    return Finished(number, [Result(tokens, reason, log_probs)])
+
+
 def words(*words: list[int], pad: int = 0) -> NDArray[np.int32]:
     """int32 [1, 2, W]: the contract's form of a list of words."""
     tokens = [token for word in words for token in word]
@@ -53,14 +57,14 @@ def words(*words: list[int], pad: int = 0) -> NDArray[np.int32]:
 
 def only_params(tensors: dict[str, NDArray[Any]]) -> SamplingParams:
     [row] = read_rows(tensors, MODEL)
-    [params] = row.sequences
+    [params] = row.requests
     return params
 
 
 def test_absent_optional_tensors_mean_the_defaults() -> None:
     [row] = read_rows(request([1, 2, 3]), MODEL)
     assert row.prompt == [1, 2, 3]
-    assert row.sequences == [SamplingParams(request_output_len=4, end_id=99)]
+    assert row.requests == [SamplingParams(request_output_len=4, end_id=99)]
 
 
 def test_every_scalar_reaches_the_parameters() -> None:
@@ -91,8 +95,8 @@ def test_scalars_may_come_with_or_without_their_second_dimension() -> None:
 def test_rows_have_their_own_lengths_and_parameters() -> None:
     first, second = read_rows(request([1, 2, 3], [4], runtime_top_k=[0, 9], random_seed=[1, 2]), MODEL)
     assert (first.prompt, second.prompt) == ([1, 2, 3], [4])
-    assert (first.sequences[0].runtime_top_k, second.sequences[0].runtime_top_k) == (0, 9)
-    assert (first.sequences[0].random_seed, second.sequences[0].random_seed) == (1, 2)
+    assert (first.requests[0].runtime_top_k, second.requests[0].runtime_top_k) == (0, 9)
+    assert (first.requests[0].random_seed, second.requests[0].random_seed) == (1, 2)
 
 
 def test_an_empty_prompt_starts_from_the_start_id() -> None:
@@ -103,7 +107,7 @@ def test_an_empty_prompt_starts_from_the_start_id() -> None:
 
 def test_sequences_of_one_row_have_seeds_of_their_own_and_the_first_one_has_the_rows() -> None:
     [row] = read_rows(request([1], num_return_sequences=5, random_seed=2**64 - 1), MODEL)
-    seeds = [params.random_seed for params in row.sequences]
+    seeds = [params.random_seed for params in row.requests]
     assert seeds[0] == 2**64 - 1
     assert len(set(seeds)) == 5
     assert all(0 <= seed < 2**64 for seed in seeds)
@@ -127,7 +131,7 @@ def test_word_lists_are_read_without_their_padding_and_empty_words(name: str) ->
 def test_stop_strings_are_bytes_of_each_row() -> None:
     strings = np.array([[b"a", "é".encode()], [b"b", b"c"]], np.object_)
     rows = read_rows(request([1], [2]) | {"stop_strings": strings}, MODEL)
-    assert [row.sequences[0].stop_strings for row in rows] == [(b"a", b"\xc3\xa9"), (b"b", b"c")]
+    assert [row.requests[0].stop_strings for row in rows] == [(b"a", b"\xc3\xa9"), (b"b", b"c")]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +156,13 @@ def test_stop_strings_are_bytes_of_each_row() -> None:
         (request([1], frequency_penalty=float("-inf")), "frequency_penalty is -inf, allowed: -1000 to 1000"),
         (request([1], top_p_decay=0.0), "top_p_decay is 0, allowed: more than 0, at most 1"),
         (request([1], top_p_min=2.0), "top_p_min is 2, allowed: more than 0, at most 1"),
-        (request([1], beam_width=2), "beam_width is 2, allowed: 1: this backend has no beam search"),
+        (request([1], beam_width=0), "beam_width is 0, allowed: 1 to 64"),
+        (request([1], beam_width=65), "beam_width is 65, allowed: 1 to 64"),
+        (request([1], new=31, beam_width=20), "beam_width is 20, allowed: fewer beams or tokens: they need 40 pages"),
+        (
+            request([1], beam_width=2, num_return_sequences=2),
+            "num_return_sequences is 2, allowed: 1 with beam search, which returns all its beams",
+        ),
         (request([1], num_return_sequences=0), "num_return_sequences is 0, allowed: 1 to 64"),
         (request([1], num_return_sequences=65), "num_return_sequences is 65, allowed: 1 to 64"),
         (request([1], num_return_sequences=-1), "num_return_sequences is -1, allowed: 1 to 64"),
@@ -207,7 +217,7 @@ def _row_like(good: dict[str, NDArray[Any]], name: str, array: NDArray[Any]) -> 
 
 
 def test_stop_strings_are_refused_where_the_text_of_tokens_is_unknown() -> None:
-    blind = Welcome(1, Limits(100, 32, stop_strings=False), 98, 99)
+    blind = Welcome(1, msgspec.structs.replace(LIMITS, stop_strings=False), 98, 99)
     tensors = request([1]) | {"stop_strings": np.array([[b"a"]], np.object_)}
     with pytest.raises(InvalidRequestError, match="stop_strings is given, allowed: none"):
         read_rows(tensors, blind)
@@ -217,10 +227,10 @@ def test_outputs_have_the_contracts_shapes_types_and_padding() -> None:
     tensors = request([1, 2, 3], [4], new=4, num_return_sequences=2, is_return_log_probs=True, end_id=[50, 60])
     rows = read_rows(tensors, MODEL)
     answers = [
-        Finished(0, [10, 11, 12, 13], "length", [-1.0, -2.0, -3.0, -4.0]),
-        Finished(1, [10, 50], "stop", [-1.0, -0.5]),
-        Finished(2, [60], "stop", [-0.25]),
-        Finished(3, [20, 21, 22, 23], "length", [-0.5, -0.5, -0.5, -0.5]),
+        answer(0, [10, 11, 12, 13], "length", [-1.0, -2.0, -3.0, -4.0]),
+        answer(1, [10, 50], "stop", [-1.0, -0.5]),
+        answer(2, [60], "stop", [-0.25]),
+        answer(3, [20, 21, 22, 23], "length", [-0.5, -0.5, -0.5, -0.5]),
     ]
     outputs = write_tensors(tensors, rows, answers)
     assert {name: (array.shape, array.dtype.name) for name, array in outputs.items()} == {
@@ -242,14 +252,14 @@ def test_outputs_have_the_contracts_shapes_types_and_padding() -> None:
 
 def test_the_width_of_the_outputs_is_that_of_the_row_that_asked_for_most() -> None:
     tensors = request([1, 2], [3]) | {"request_output_len": np.array([[2], [9]], np.uint32)}
-    answers = [Finished(0, [5, 6], "length", []), Finished(1, [7], "stop", [])]
+    answers = [answer(0, [5, 6], "length", []), answer(1, [7], "stop", [])]
     outputs = write_tensors(tensors, read_rows(tensors, MODEL), answers)
     assert outputs["output_ids"].shape == (2, 1, 11)
 
 
 def test_log_prob_outputs_are_empty_but_there_when_nobody_asked() -> None:
     tensors = request([1, 2], [3], num_return_sequences=3)
-    answers = [Finished(number, [5], "length", []) for number in range(6)]
+    answers = [answer(number, [5], "length", []) for number in range(6)]
     outputs = write_tensors(tensors, read_rows(tensors, MODEL), answers)
     assert outputs["cum_log_probs"].shape == (2, 0)
     assert outputs["output_log_probs"].shape == (2, 3, 0)
@@ -257,7 +267,7 @@ def test_log_prob_outputs_are_empty_but_there_when_nobody_asked() -> None:
 
 def test_one_row_may_ask_for_log_probs_and_another_not() -> None:
     tensors = request([1], [2], is_return_log_probs=[False, True])
-    answers = [Finished(0, [5, 6], "length", []), Finished(1, [7], "stop", [-1.5])]
+    answers = [answer(0, [5, 6], "length", []), answer(1, [7], "stop", [-1.5])]
     outputs = write_tensors(tensors, read_rows(tensors, MODEL), answers)
     assert outputs["output_log_probs"].tolist() == [[[0.0]], [[-1.5]]]
     assert outputs["cum_log_probs"].tolist() == [[0.0], [-1.5]]
@@ -265,5 +275,24 @@ def test_one_row_may_ask_for_log_probs_and_another_not() -> None:
 
 def test_a_prompt_of_no_width_begins_with_the_start_id() -> None:
     tensors = request([1]) | {"input_ids": np.zeros((1, 0), np.uint32), "input_lengths": np.zeros((1, 1), np.uint32)}
-    outputs = write_tensors(tensors, read_rows(tensors, MODEL), [Finished(0, [1, 2, 3, 4], "length", [])])
+    outputs = write_tensors(tensors, read_rows(tensors, MODEL), [answer(0, [1, 2, 3, 4], "length", [])])
     assert outputs["output_ids"].tolist() == [[[98, 1, 2, 3, 4]]]
+
+
+def test_beams_stand_best_first_in_their_row() -> None:
+    tensors = request([1, 2], [3], beam_width=2, is_return_log_probs=True)
+    answers = [
+        Finished(0, [Result([7, 8], "length", [-1.0, -1.0]), Result([9], "stop", [-3.0])]),
+        Finished(1, [Result([5], "stop", [-0.5]), Result([6, 6], "length", [-2.0, -2.0])]),
+    ]
+    outputs = write_tensors(tensors, read_rows(tensors, MODEL), answers)
+    assert outputs["output_ids"][:, :, :4].tolist() == [[[1, 2, 7, 8], [1, 2, 9, 99]], [[3, 5, 99, 99], [3, 6, 6, 99]]]
+    assert outputs["sequence_length"].tolist() == [[4, 3], [2, 3]]
+    assert outputs["cum_log_probs"].tolist() == [[-2.0, -3.0], [-0.5, -4.0]]
+
+
+def test_rows_that_would_return_unequal_numbers_of_sequences_are_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="row 1: beam_width is 3, allowed: 2, as in row 0"):
+        read_rows(request([1], [1], beam_width=[2, 3]), MODEL)
+    with pytest.raises(InvalidRequestError, match="row 1: num_return_sequences is 1, allowed: 4, as in row 0"):
+        read_rows(request([1], [1], num_return_sequences=[4, 1]), MODEL)
