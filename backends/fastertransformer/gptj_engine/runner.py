@@ -40,6 +40,8 @@ class Runner:
     @torch.inference_mode()
     def run(self, step: list[Scheduled]) -> list[tuple[Sequence, list[Sampled]]]:
         """Compute a step; returns the sequences that get a new token, each with what `sample` chose for it."""
+        if not step:
+            return []
         self._cache.copy_pages(self.pool.copies)
         self.pool.copies.clear()
         batch = build_batch(step, self.pool, self._num_heads, self.device)

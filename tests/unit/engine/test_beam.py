@@ -1,0 +1,279 @@
+"""Beam search against an exhaustive reference and against `transformers`, and its beams' hold on the KV cache."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gptj_engine.config import EngineConfig
+from gptj_engine.engine import Engine
+from gptj_engine.sampling_params import SamplingParams
+from gptj_engine.scheduler import Scheduled
+from gptj_engine.sequence import Sequence
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import GPTJForCausalLM
+
+VOCABULARY = 6
+END = 5
+Scored = tuple[float, tuple[int, ...]]
+
+
+@pytest.fixture(scope="module")
+def tiny(make_checkpoint: Callable[..., Path]) -> Path:
+    """A GPT-J of six tokens, whose continuations can all be tried."""
+    return make_checkpoint(vocab_size=VOCABULARY, bos_token_id=END, eos_token_id=END)
+
+
+@pytest.fixture(scope="module")
+def tiny_reference(tiny: Path) -> Any:
+    return GPTJForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def tiny_engine(tiny: Path) -> Engine:
+    return Engine(EngineConfig(str(tiny), device="cpu", kv_cache_gib=0.05))
+
+
+@pytest.fixture(scope="module")
+def crowded(tiny: Path) -> Engine:
+    """An engine with pages for one full context and hardly more."""
+    return Engine(EngineConfig(str(tiny), device="cpu", kv_cache_gib=0.0015, step_tokens=32, max_sequences=8))
+
+
+def search(engine: Engine, prompt: list[int], key: Any = "beams", **fields: Any) -> list[Sequence]:
+    """The result of one search on an idle engine."""
+    engine.submit(Sequence(key, prompt, SamplingParams(**({"end_id": END} | fields))))
+    ended: list[list[Sequence]] = []
+    while engine.busy:
+        ended += engine.step()
+        engine.check_integrity()
+    assert len(ended) == 1
+    return ended[0]
+
+
+def every_continuation(model: Any, prompt: list[int], most: int, len_penalty: float) -> list[Scored]:
+    """(score, tokens) of all continuations that end with END or are `most` tokens long, best first."""
+    results: list[Scored] = []
+    unfinished: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
+    for _ in range(most):
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt + list(tokens) for tokens, _ in unfinished])).logits[:, -1]
+        log_probs = torch.log_softmax(logits.float(), dim=-1).tolist()
+        longer = [
+            (tokens + (token,), total + row[token])
+            for (tokens, total), row in zip(unfinished, log_probs, strict=True)
+            for token in range(VOCABULARY)
+        ]
+        results += [(_score(total, tokens, len_penalty), tokens) for tokens, total in longer if tokens[-1] == END]
+        unfinished = [(tokens, total) for tokens, total in longer if tokens[-1] != END]
+    results += [(_score(total, tokens, len_penalty), tokens) for tokens, total in unfinished]
+    return sorted(results, reverse=True)
+
+
+def _score(total: float, tokens: tuple[int, ...], len_penalty: float) -> float:
+    return total / math.pow(len(tokens), len_penalty)
+
+
+@pytest.mark.parametrize("len_penalty", [0.0, 1.0, -1.0, 0.5])
+def test_a_search_wide_enough_finds_the_best_of_all_continuations(
+    tiny_engine: Engine, tiny_reference: Any, len_penalty: float
+) -> None:
+    for prompt in ([1], [0, 4, 2], [3, 3, 3, 1, 0]):
+        best = every_continuation(tiny_reference, prompt, 3, len_penalty)
+        found = search(tiny_engine, prompt, request_output_len=3, beam_width=64, len_penalty=len_penalty)
+        for (score, tokens), beam in zip(best[:20], found, strict=False):
+            assert tuple(beam.output) == tokens
+            assert _score(beam.cum_log_prob, tokens, len_penalty) == pytest.approx(score, abs=1e-4)
+            assert beam.finish_reason == ("stop" if tokens[-1] == END else "length")
+
+
+@pytest.mark.parametrize("width", [2, 3, 4])
+@pytest.mark.parametrize("len_penalty", [0.0, 1.0, 2.0])
+def test_beams_are_those_of_transformers(
+    tiny_engine: Engine, tiny_reference: Any, width: int, len_penalty: float
+) -> None:
+    # Small vocabularies end often, so finished hypotheses and those that go on compete all the time.
+    for prompt in ([1], [0, 4, 2], [3, 3, 3, 1, 0], [2, 0, 0, 1, 4, 4, 1, 2, 3, 0, 1, 1, 2, 3, 4, 0, 1]):
+        expected = tiny_reference.generate(
+            torch.tensor([prompt]),
+            max_new_tokens=12,
+            num_beams=width,
+            num_return_sequences=width,
+            length_penalty=len_penalty,
+            early_stopping="never",
+            do_sample=False,
+            pad_token_id=END,
+        )
+        texts = [row[len(prompt) :].tolist() for row in expected]
+        found = search(tiny_engine, prompt, request_output_len=12, beam_width=width, len_penalty=len_penalty)
+        assert [beam.output + [END] * (len(texts[0]) - len(beam.output)) for beam in found] == texts
+
+
+def test_beams_of_the_embedded_model_are_those_of_transformers(engine: Engine, reference: Any) -> None:
+    prompt = random.Random(3).choices(range(4000), k=21)
+    expected = reference.generate(
+        torch.tensor([prompt]),
+        max_new_tokens=30,
+        num_beams=4,
+        num_return_sequences=4,
+        length_penalty=0.0,
+        early_stopping="never",
+        do_sample=False,
+        pad_token_id=4095,
+    )
+    found = search(engine, prompt, end_id=4095, request_output_len=30, beam_width=4)
+    assert [beam.output for beam in found] == [row[21:].tolist() for row in expected]
+
+
+def test_a_search_among_others_finds_what_it_finds_alone(engine: Engine, storyteller: Path) -> None:
+    """Also when the KV cache is so small that beams are preempted, and their prompts are equal."""
+    prompts = [random.Random(number % 6).choices(range(4000), k=20) for number in range(12)]
+    fields: dict[str, Any] = {"end_id": 4095, "request_output_len": 70, "min_length": 70}
+    alone = [search(engine, prompt, beam_width=3, **fields) for prompt in prompts[:6]]
+    small = Engine(EngineConfig(str(storyteller), device="cpu", kv_cache_gib=0.0123, step_tokens=48))
+    for number, prompt in enumerate(prompts):
+        small.submit(Sequence(number, prompt, SamplingParams(beam_width=3, **fields)))
+    ended: dict[Any, list[list[int]]] = {}
+    preempted = False
+    while small.busy:
+        running = set(small.scheduler.running)
+        for result in small.step():
+            ended[result[0].key] = [beam.output for beam in result]
+        preempted = preempted or any(sequence in small.scheduler.waiting for sequence in running)
+        small.check_integrity()
+    assert [ended[number] for number in range(12)] == 2 * [[beam.output for beam in result] for result in alone]
+    assert preempted, "the cache was large enough, so nothing was tried"
+
+
+def test_beams_share_the_pages_of_their_prompt(engine: Engine) -> None:
+    prompt = random.Random(9).choices(range(4000), k=160)
+    pool = engine.scheduler.pool
+    free = pool.num_free
+    engine.submit(Sequence("beams", prompt, SamplingParams(request_output_len=20, end_id=4095, beam_width=8)))
+    used = 0
+    while engine.busy:
+        engine.step()
+        used = max(used, free - pool.num_free)
+    assert used <= 160 // 16 + 8 * 2, "ten pages of the prompt, and two of each beam"
+
+
+def test_the_diversity_rate_changes_the_choice_and_not_the_log_probabilities(
+    tiny_engine: Engine, tiny_reference: Any
+) -> None:
+    prompt = [2, 0, 1]
+    plain = search(tiny_engine, prompt, request_output_len=4, beam_width=3)
+    diverse = search(tiny_engine, prompt, request_output_len=4, beam_width=3, beam_search_diversity_rate=-5.0)
+    assert [beam.output for beam in plain] != [beam.output for beam in diverse]
+    totals = {tokens: score for score, tokens in every_continuation(tiny_reference, prompt, 4, 0.0)}
+    for beam in diverse:
+        assert beam.cum_log_prob == pytest.approx(totals[tuple(beam.output)], abs=1e-4)
+
+
+def test_a_stop_word_ends_a_beam_and_the_others_go_on(tiny_engine: Engine) -> None:
+    free = search(tiny_engine, [1, 2], request_output_len=6, beam_width=4, end_id=END)
+    word = tuple(free[0].output[1:3])
+    stopped = search(tiny_engine, [1, 2], request_output_len=6, beam_width=4, end_id=END, stop_words=(word,))
+    for beam in stopped:
+        places = [i for i in range(len(beam.output) - 1) if tuple(beam.output[i : i + 2]) == word]
+        assert places in ([], [len(beam.output) - 2])
+    assert any(beam.output[-2:] == list(word) and beam.finish_reason == "stop" for beam in stopped)
+
+
+def test_a_cancelled_search_answers_with_what_there_is_and_frees_its_pages(engine: Engine) -> None:
+    free = engine.scheduler.pool.num_free
+    engine.submit(Sequence("beams", [1, 2, 3], SamplingParams(request_output_len=50, end_id=4095, beam_width=4)))
+    for _ in range(5):
+        engine.step()
+    beams = engine.cancel("beams")
+    assert [len(beam.output) for beam in beams] == [5, 5, 5, 5]
+    assert {beam.finish_reason for beam in beams} == {"cancelled"}
+    assert not engine.busy and engine.scheduler.pool.num_free == free
+    engine.check_integrity()
+
+
+def test_equal_prompts_are_computed_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = random.Random(50).choices(range(4000), k=100)
+    pool, schedule = engine.scheduler.pool, engine.scheduler.schedule
+    computed: list[int] = []
+
+    def counted() -> list[Scheduled]:
+        step = schedule()
+        computed.append(sum(scheduled.num_tokens for scheduled in step))
+        return step
+
+    monkeypatch.setattr(engine.scheduler, "schedule", counted)
+    free = pool.num_free
+    for number in range(8):
+        how = SamplingParams(request_output_len=4, end_id=4095, runtime_top_p=0.9, random_seed=number)
+        engine.submit(Sequence(number, prompt, how))
+    while engine.busy:
+        engine.step()
+        assert free - pool.num_free <= 6 + 8, "six full pages are shared, and each sequence has one of its own"
+    engine.check_integrity()
+    assert sum(computed) == 100 + 7 * 4 + 8 * 3, "the prompt, what no full page holds of it, and the new tokens"
+
+
+def test_a_prefix_that_nobody_uses_any_more_is_still_shared_until_its_pages_are_needed(engine: Engine) -> None:
+    prompt = random.Random(60).choices(range(4000), k=64)
+    how = SamplingParams(request_output_len=2, end_id=4095)
+    first = Sequence("first", prompt + [7], how)
+    second = Sequence("second", prompt + [8], how)
+    engine.submit(first)
+    while engine.busy:
+        engine.step()
+    engine.submit(second)
+    [scheduled] = engine.scheduler.schedule()
+    assert (scheduled.sequence.num_cached, scheduled.num_tokens) == (64, 1)
+    engine.cancel("second")
+    engine.check_integrity()
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request of `width` beams (1 is an ordinary one), and the step at which it is cancelled, if it runs so long."""
+
+    at: int
+    prompt: int
+    new: int
+    width: int
+    cancelled_at: int | None
+
+
+arrivals = st.builds(
+    Arrival,
+    at=st.integers(0, 20),
+    prompt=st.integers(1, 200),
+    new=st.integers(1, 40),
+    width=st.sampled_from([1, 1, 2, 4]),
+    cancelled_at=st.none() | st.integers(0, 60),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(arrivals, min_size=1, max_size=12))
+def test_any_mix_of_searches_and_cancellations_ends_each_request_once_and_loses_no_page(
+    crowded: Engine, requests: list[Arrival]
+) -> None:
+    ended: list[Any] = []
+    step = 0
+    while step <= 20 or crowded.busy:
+        for key, request in enumerate(requests):
+            if request.at == step:
+                how = SamplingParams(request_output_len=request.new, end_id=END, beam_width=request.width)
+                crowded.submit(Sequence(key, [key % END] * request.prompt, how))
+            if request.cancelled_at == step and (cancelled := crowded.cancel(key)):
+                assert len(cancelled) in (1, request.width)
+                ended.append(key)
+        ended += [result[0].key for result in crowded.step()]
+        crowded.check_integrity()
+        step += 1
+        assert step < 2000, "starvation"
+    assert sorted(ended) == list(range(len(requests)))
+    assert crowded.scheduler.pool.num_free == crowded.scheduler.pool.num_pages
