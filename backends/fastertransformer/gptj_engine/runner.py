@@ -12,13 +12,14 @@ from gptj_engine.config import EngineConfig, ModelConfig
 from gptj_engine.errors import ConfigError
 from gptj_engine.kv_pages import PagePool
 from gptj_engine.sampler import Sampled, sample
+from gptj_engine.sampling_params import SamplingParams
 from gptj_engine.scheduler import Scheduled
 from gptj_engine.sequence import Sequence
 from gptj_engine.transformer import Transformer
 from gptj_engine.weights import load_weights
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-FREE_MEMORY_USED = 0.85  # of a GPU, for the KV cache; the rest is for activations
+SPARE_MEMORY = 0.03  # of a GPU, left to fragmentation and the libraries' workspaces
 
 
 class Runner:
@@ -33,7 +34,7 @@ class Runner:
         weights = load_weights(config.checkpoint, model, dtype, self.device)
         self._transformer = Transformer(model, weights)
         self._num_heads = model.num_heads
-        num_pages = self._num_pages(config, model, KVCache.page_bytes(model, dtype))
+        num_pages = self._num_pages(config, model, dtype)
         self.pool = PagePool(num_pages, PAGE_SIZE)
         self._cache = KVCache(model, num_pages, dtype, self.device)
 
@@ -52,10 +53,11 @@ class Runner:
             return []
         return list(zip(batch.sampling, sample(logits, batch.sampling), strict=True))
 
-    def _num_pages(self, config: EngineConfig, model: ModelConfig, page_bytes: int) -> int:
-        """Pages that the memory set aside holds, and no more than `max_sequences` full contexts can use."""
+    def _num_pages(self, config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> int:
+        """Pages that fit the memory there is, and no more than `max_sequences` full contexts can use."""
+        page_bytes = KVCache.page_bytes(model, dtype)
         if self.device.type == "cuda":
-            memory = int(torch.cuda.mem_get_info(self.device)[0] * FREE_MEMORY_USED)
+            memory = self._memory_after_warm_up(config, model, dtype)
         else:
             memory = int(config.kv_cache_gib * 2**30)
         context_pages = -(-model.context_length // PAGE_SIZE)
@@ -64,6 +66,24 @@ class Runner:
             needed = context_pages * page_bytes / 2**30
             raise ConfigError(f"the KV cache has {memory / 2**30:.2f} GiB, one full context needs {needed:.2f} GiB")
         return num_pages
+
+    @torch.inference_mode()
+    def _memory_after_warm_up(self, config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> int:
+        """Bytes of the GPU that are left for the KV cache, measured by computing the largest step that can come."""
+        params = SamplingParams(request_output_len=1, end_id=0, runtime_top_k=50, runtime_top_p=0.5)
+        context = model.context_length
+        cached = [context - 1] * config.max_sequences + [max(0, context - config.step_tokens)]
+        pages = [0] * -(-context // PAGE_SIZE)
+        sequences = [Sequence(None, [0] * context, params, pages=pages, num_cached=length) for length in cached]
+        step = [Scheduled(sequence, sequence.num_uncached) for sequence in sequences]
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        batch = build_batch(step, PagePool(1, PAGE_SIZE), self._num_heads, self.device)
+        sample(self._transformer.forward(batch, KVCache(model, 1, dtype, self.device)), batch.sampling)
+        peak = torch.cuda.max_memory_allocated(self.device) - before
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(self.device)
+        return int(free - peak - SPARE_MEMORY * total)
 
 
 def choose_device(name: str) -> torch.device:

@@ -58,6 +58,12 @@ def engine(storyteller: Path) -> Engine:
 
 
 @pytest.fixture(scope="session")
+def solitary(storyteller: Path) -> Engine:
+    """A second one, for one request at a time only: it shares no page that was computed among others."""
+    return Engine(EngineConfig(str(storyteller), device="cpu", kv_cache_gib=0.5))
+
+
+@pytest.fixture(scope="session")
 def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
     """Saves a tiny random GPT-J; keyword arguments are GPTJConfig's, equal ones give the same directory."""
     made: dict[str, Path] = {}

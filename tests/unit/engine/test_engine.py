@@ -121,27 +121,29 @@ def test_greedy_tokens_equal_those_of_transformers_among_sixteen_others(engine: 
         assert sequence.output == greedy_of(reference, sequence.prompt), f"prompt of {len(sequence.prompt)}"
 
 
-def test_each_of_many_mixed_requests_gets_the_tokens_it_gets_alone(engine: Engine) -> None:
-    together = mixed_requests(64, longest=150, stop_strings=[b"the", b" and"])
+def test_each_of_many_mixed_requests_gets_the_tokens_it_gets_alone(engine: Engine, solitary: Engine) -> None:
+    together = mixed_requests(200, longest=150, stop_strings=[b"the", b" and"])
     chance = random.Random(2)
     arrivals: dict[int, list[Sequence]] = {}
     for sequence in together:
-        arrivals.setdefault(chance.randint(0, 60), []).append(sequence)
+        arrivals.setdefault(chance.randint(0, 180), []).append(sequence)
     run(engine, arrivals)
     assert {sequence.finish_reason for sequence in together} == {"stop", "length"}
     for sequence in together:
-        expected = alone(engine, sequence.prompt, sequence.params)
+        expected = alone(solitary, sequence.prompt, sequence.params)
         got = (sequence.output, sequence.finish_reason)
         assert got == (expected.output, expected.finish_reason), f"request {sequence.key}"
         assert sequence.log_probs == pytest.approx(expected.log_probs, abs=1e-5)
 
 
-def test_a_kv_cache_too_small_for_all_changes_no_token_and_loses_no_page(small_engine: Engine, engine: Engine) -> None:
+def test_a_kv_cache_too_small_for_all_changes_no_token_and_loses_no_page(
+    small_engine: Engine, solitary: Engine
+) -> None:
     together = mixed_requests(24, longest=200, stop_strings=[])
     preempted = run(small_engine, {0: together[:8], 3: together[8:16], 9: together[16:]})
     assert preempted, "nothing was preempted, so the test shows nothing"
     for sequence in together:
-        assert sequence.output == alone(engine, sequence.prompt, sequence.params).output, f"request {sequence.key}"
+        assert sequence.output == alone(solitary, sequence.prompt, sequence.params).output, f"request {sequence.key}"
 
 
 def test_a_request_ends_after_the_tokens_it_asked_for(engine: Engine) -> None:
