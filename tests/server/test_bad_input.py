@@ -65,7 +65,7 @@ def a_normal_request_works_afterwards(server: Any) -> Iterator[None]:
             {"frequency_penalty": float("nan")},
             "frequency_penalty is nan; it must be a finite number from -1000 to 1000",
         ),
-        ({"length_penalty": float("nan")}, "length_penalty is nan; it must be a finite number"),
+        ({"length_penalty": float("nan")}, "length_penalty is nan; it must be a finite number from -10 to 10"),
         ({"beam_width": 0}, "beam_width is 0; it must be a whole number from 1 to 64"),
         ({"num_return_sequences": 65}, "num_return_sequences is 65; it must be a whole number from 1 to 64"),
         ({"stop_words": [""]}, "stop_words[0] is empty; it must have at least one character"),

@@ -65,7 +65,7 @@ FIELDS = (
     Field("repetition_penalty", np.float32, minimum=0.001, maximum=1000),
     Field("presence_penalty", np.float32, minimum=-1000, maximum=1000),
     Field("frequency_penalty", np.float32, minimum=-1000, maximum=1000),
-    Field("length_penalty", np.float32),
+    Field("length_penalty", np.float32, minimum=-10, maximum=10),
     Field("seed", np.uint64),
     Field("random_seed", np.uint64),
     Field("beam_width", np.int32, minimum=1, maximum=64, default=1),
