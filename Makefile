@@ -29,9 +29,11 @@ lint: $(INSTALLED)
 perf: $(INSTALLED)
 	$(BIN)/python tools/perf.py $(ARGS)
 
-# The same requests at once and one after another, and the cost of one.
+# The same requests at once and one after another, and the cost of one; then the engine by itself beside transformers.
+# The options of the two differ, so they take no ARGS from here.
 bench: $(INSTALLED)
-	$(BIN)/python tools/benchmark_concurrency.py $(ARGS)
+	$(BIN)/python tools/benchmark_concurrency.py
+	$(BIN)/python tools/benchmark_engine.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13) and "Python 3.10, 3.11 or 3.12 is needed: make PYTHON=python3.12 ...")'
