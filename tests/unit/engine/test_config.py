@@ -67,6 +67,7 @@ def test_an_unknown_parameter_is_refused_and_the_known_ones_are_named() -> None:
         ("kv_cache_gib", "0", "kv_cache_gib is 0.0, allowed: more than 0"),
         ("kv_cache_gib", "nan", "kv_cache_gib is nan, allowed: more than 0"),
         ("step_tokens", "-1", "step_tokens is -1, allowed: more than 0"),
+        ("context_length", "-1", "context_length is -1, allowed: 0 or more"),
         ("max_sequences", "0", "max_sequences is 0, allowed: more than 0"),
         ("tensor_para_size", "one", "tensor_para_size is 'one', expected int"),
         ("kv_cache_gib", "1 GiB", "kv_cache_gib is '1 GiB', expected float"),
