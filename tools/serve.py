@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from serving.checkpoint import find_checkpoint
+from serving.checkpoint import ModelRequest, find_checkpoint
 from serving.errors import ServeError
 from serving.installation import Stage, find_triton, stage_backends
 from serving.options import Options, check_ports_are_free, read_options, resolve_engine_python
@@ -48,7 +48,7 @@ def serve(options: Options, folder: Path) -> int:
     """Prepares, starts and stops one server, with all that it needs staged in `folder`."""
     check_ports_are_free(options)
     stage = stage_backends(folder / "stage", find_triton(), backend_of(options))
-    overrides = choose_overrides(options)
+    overrides = choose_overrides(options, folder)
     stage_repository(REPOSITORY, folder / "models", overrides, nvidia_backend=options.backend_directory is not None)
     region_prefix = new_region_prefix()
     command = [
@@ -73,12 +73,13 @@ def serve(options: Options, folder: Path) -> int:
         server.stop()
 
 
-def choose_overrides(options: Options) -> Overrides:
-    """What this run sets in the configurations."""
+def choose_overrides(options: Options, folder: Path) -> Overrides:
+    """What this run sets in the configurations; what the checkpoint lacks is written to `folder`."""
+    request = ModelRequest(options.model, options.tokenizer, options.context_length)
     # Our engine knows what its torch can use; NVIDIA's library runs on GPUs only and must be told a type.
     open_data_type = "auto" if options.backend_directory is None else "fp16"
     return Overrides(
-        checkpoint=find_checkpoint(options.model, EMBEDDED_MODEL),
+        checkpoint=find_checkpoint(request, EMBEDDED_MODEL, folder / "tokenizer"),
         device=options.device,
         data_type=options.data_type or open_data_type,
         tensor_para_size=options.tensor_para_size,

@@ -56,7 +56,8 @@ def make_toy_project(folder: Path, seconds: float = 0, error: str = "", orphan: 
     process that nobody stops."""
     shutil.copytree(PROJECT / "tools" / "serving", folder / "tools" / "serving")
     shutil.copy(PROJECT / "tools" / "serve.py", folder / "tools")
-    (folder / "backends" / "fastertransformer").mkdir(parents=True)
+    engine = Path("backends", "fastertransformer", "gptj_engine")  # the launcher reads checkpoints as the engine does
+    shutil.copytree(PROJECT / engine, folder / engine)
     repository = folder / "model_repository"
     (repository / "echo" / "1").mkdir(parents=True)
     (repository / "echo" / "1" / "model.py").write_text(TOY_MODEL)

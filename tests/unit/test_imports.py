@@ -15,6 +15,7 @@ BACKEND = PROJECT / "backends" / "fastertransformer"
 # Each module may import those above it, never those below. The door stands last: it knows the engine, not the reverse.
 ENGINE_ORDER = (
     "errors",
+    "checkpoint_files",
     "config",
     "sampling_params",
     "sequence",
@@ -24,6 +25,9 @@ ENGINE_ORDER = (
     "batch",
     "attention",
     "transformer",
+    "tensor_table",
+    "huggingface",
+    "fastertransformer",
     "weights",
     "sampler",
     "beam",

@@ -9,18 +9,20 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from serving.checkpoint import Checkpoint, find_checkpoint
+from gptj_engine.config import ModelConfig
+from serving.checkpoint import Checkpoint, ModelRequest, find_checkpoint
 from serving.errors import ServeError
 from tokenizers import Tokenizer
 
 PROJECT = Path(__file__).resolve().parents[2]
 EMBEDDED = PROJECT / "model_repository" / "fastertransformer" / "1" / "storyteller"
+STAGING = Path("/nowhere/staging")  # of a checkpoint that needs none
 TEXT = "Once upon a time,  there was a fox; he said:\n\t‘Émile!’ 🦊 don't<|endoftext|>"
 
 
@@ -43,33 +45,33 @@ def slow_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_without_a_model_the_embedded_one_is_served() -> None:
-    assert find_checkpoint(None, EMBEDDED) == Checkpoint(EMBEDDED, EMBEDDED)
+    assert find_checkpoint(ModelRequest(), EMBEDDED, STAGING) == Checkpoint(EMBEDDED, EMBEDDED)
 
 
 def test_a_relative_directory_becomes_absolute(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(EMBEDDED.parent)
-    assert find_checkpoint("storyteller", Path("/nowhere")) == Checkpoint(EMBEDDED, EMBEDDED)
+    assert find_checkpoint(ModelRequest("storyteller"), Path("/nowhere"), STAGING) == Checkpoint(EMBEDDED, EMBEDDED)
 
 
 @pytest.mark.parametrize("model", ["/no/such/place", "./no-such", "a/b/c", "~/x", ""])
 def test_what_is_no_directory_and_no_hub_id_is_refused(model: str) -> None:
     with pytest.raises(ServeError, match=f"--model {model}: no such directory"):
-        find_checkpoint(model, EMBEDDED)
+        find_checkpoint(ModelRequest(model), EMBEDDED, STAGING)
 
 
 def test_a_directory_without_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ServeError, match=r"no config\.json"):
-        find_checkpoint(str(tmp_path), EMBEDDED)
+        find_checkpoint(ModelRequest(str(tmp_path)), EMBEDDED, STAGING)
 
 
 def test_a_checkpoint_without_any_tokenizer_is_refused(tmp_path: Path) -> None:
     shutil.copy(EMBEDDED / "config.json", tmp_path)
     with pytest.raises(ServeError, match=r"tokenizer\.json, or vocab\.json and merges\.txt"):
-        find_checkpoint(str(tmp_path), EMBEDDED)
+        find_checkpoint(ModelRequest(str(tmp_path)), EMBEDDED, STAGING)
 
 
 def test_vocab_and_merges_make_the_same_tokenizer(slow_tokenizer: Path) -> None:
-    checkpoint = find_checkpoint(str(slow_tokenizer), EMBEDDED)
+    checkpoint = find_checkpoint(ModelRequest(str(slow_tokenizer)), EMBEDDED, STAGING)
     assert checkpoint.weights == slow_tokenizer
     assert checkpoint.tokenizer != slow_tokenizer
     assert (checkpoint.tokenizer / "config.json").read_bytes() == (EMBEDDED / "config.json").read_bytes()
@@ -79,18 +81,79 @@ def test_vocab_and_merges_make_the_same_tokenizer(slow_tokenizer: Path) -> None:
 
 
 def test_a_tokenizer_is_made_once_and_again_when_its_sources_change(slow_tokenizer: Path) -> None:
-    first = find_checkpoint(str(slow_tokenizer), EMBEDDED).tokenizer / "tokenizer.json"
+    first = find_checkpoint(ModelRequest(str(slow_tokenizer)), EMBEDDED, STAGING).tokenizer / "tokenizer.json"
     made = first.stat().st_mtime_ns
-    assert find_checkpoint(str(slow_tokenizer), EMBEDDED).tokenizer == first.parent
+    assert find_checkpoint(ModelRequest(str(slow_tokenizer)), EMBEDDED, STAGING).tokenizer == first.parent
     assert first.stat().st_mtime_ns == made
     (slow_tokenizer / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
-    assert find_checkpoint(str(slow_tokenizer), EMBEDDED).tokenizer != first.parent
+    assert find_checkpoint(ModelRequest(str(slow_tokenizer)), EMBEDDED, STAGING).tokenizer != first.parent
 
 
 def test_a_broken_vocabulary_is_one_line(slow_tokenizer: Path) -> None:
     (slow_tokenizer / "vocab.json").write_text("{")
     with pytest.raises(ServeError, match=f"--model {slow_tokenizer}: vocab.json and merges.txt make no tokenizer: "):
-        find_checkpoint(str(slow_tokenizer), EMBEDDED)
+        find_checkpoint(ModelRequest(str(slow_tokenizer)), EMBEDDED, STAGING)
+
+
+@pytest.fixture
+def nvidias(make_checkpoint: Callable[..., Path], write_fastertransformer: Callable[..., Path], tmp_path: Path) -> Path:
+    """The parent of a 2-gpu as NVIDIA's converter leaves it: neither config.json nor tokenizer."""
+    shape = {"n_embd": 32, "n_head": 2, "rotary_dim": 8, "n_layer": 1, "n_positions": 64, "vocab_size": 4096}
+    return write_fastertransformer(make_checkpoint(**shape), tmp_path / "nvidias" / "2-gpu", 2).parent
+
+
+def test_a_fastertransformer_directory_with_all_beside_it_needs_no_option(nvidias: Path, tmp_path: Path) -> None:
+    (nvidias / "config.json").write_text(json.dumps({**read_config(nvidias), "n_positions": 64}))
+    shutil.copy(EMBEDDED / "tokenizer.json", nvidias / "2-gpu")
+    for model in (nvidias, nvidias / "2-gpu"):
+        staging = tmp_path / f"staging of {model.name}"
+        checkpoint = find_checkpoint(ModelRequest(str(model)), EMBEDDED, staging)
+        assert checkpoint == Checkpoint(nvidias / "2-gpu", staging, None)
+        assert read_json(staging / "config.json")["n_positions"] == 64
+        assert (staging / "tokenizer.json").read_bytes() == (EMBEDDED / "tokenizer.json").read_bytes()
+
+
+def test_what_a_fastertransformer_directory_lacks_is_asked_for_by_its_option(nvidias: Path, tmp_path: Path) -> None:
+    staging = tmp_path / "staging"
+    with pytest.raises(ServeError, match=r"no config\.json beside it says how many tokens .*: give --context-length$"):
+        find_checkpoint(ModelRequest(str(nvidias)), EMBEDDED, staging)
+    with pytest.raises(ServeError, match=r"no tokenizer\.json beside it: give --tokenizer$"):
+        find_checkpoint(ModelRequest(str(nvidias), context_length=48), EMBEDDED, staging)
+    request = ModelRequest(str(nvidias), str(EMBEDDED), 48)
+    assert find_checkpoint(request, EMBEDDED, staging) == Checkpoint(nvidias / "2-gpu", staging, 48)
+    staged = read_json(staging / "config.json")
+    assert (staged["n_positions"], staged["vocab_size"], staged["eos_token_id"]) == (48, 4096, 256)
+    assert (staging / "tokenizer.json").read_bytes() == (EMBEDDED / "tokenizer.json").read_bytes()
+
+
+def test_a_hugging_face_directory_takes_another_tokenizer_too(slow_tokenizer: Path, tmp_path: Path) -> None:
+    checkpoint = find_checkpoint(ModelRequest(None, str(slow_tokenizer)), EMBEDDED, tmp_path / "staging")
+    assert checkpoint == Checkpoint(EMBEDDED, tmp_path / "staging", None)
+    made = Tokenizer.from_file(str(tmp_path / "staging" / "tokenizer.json"))
+    assert made.encode(TEXT).ids == Tokenizer.from_file(str(EMBEDDED / "tokenizer.json")).encode(TEXT).ids
+
+
+def test_options_that_contradict_the_checkpoint_are_refused(nvidias: Path, tmp_path: Path) -> None:
+    with pytest.raises(ServeError, match=r"context_length is 48, but .*config\.json says 1024"):
+        find_checkpoint(ModelRequest(context_length=48), EMBEDDED, tmp_path / "staging")
+    small = (nvidias / "2-gpu" / "config.ini").read_text().replace("vocab_size = 4096", "vocab_size = 4095")
+    (nvidias / "2-gpu" / "config.ini").write_text(small)
+    with pytest.raises(ServeError, match=r"--tokenizer .*: the tokenizer has the id 4095, but .* vocabulary is 4095"):
+        find_checkpoint(ModelRequest(str(nvidias), str(EMBEDDED), 48), EMBEDDED, tmp_path / "staging")
+    with pytest.raises(ServeError, match="--tokenizer /no/such: no such directory"):
+        find_checkpoint(ModelRequest(str(nvidias), "/no/such", 48), EMBEDDED, tmp_path / "staging")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "tokenizer.json").write_text("{")
+    with pytest.raises(ServeError, match=r"--tokenizer .*broken: .*tokenizer\.json is no tokenizer: "):
+        find_checkpoint(ModelRequest(str(nvidias), str(tmp_path / "broken"), 48), EMBEDDED, tmp_path / "staging")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def read_config(nvidias: Path) -> dict[str, Any]:
+    return ModelConfig.from_fastertransformer(nvidias / "2-gpu" / "config.ini", 1, 1e-5).to_huggingface()
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
@@ -151,8 +214,8 @@ def hub() -> Iterator[tuple[str, dict[str, bytes], list[str]]]:
 def find_on(hub_url: str, home: Path, hub_id: str) -> subprocess.CompletedProcess[str]:
     """Runs find_checkpoint in a process of its own: the hub's client reads its environment when it is imported."""
     code = (
-        "import sys\nfrom pathlib import Path\nfrom serving.checkpoint import find_checkpoint\n"
-        "print(find_checkpoint(sys.argv[1], Path('/nowhere')).weights)"
+        "import sys\nfrom pathlib import Path\nfrom serving.checkpoint import ModelRequest, find_checkpoint\n"
+        "nowhere = Path('/nowhere')\nprint(find_checkpoint(ModelRequest(sys.argv[1]), nowhere, nowhere).weights)"
     )
     environment = {**os.environ, "HF_ENDPOINT": hub_url, "HF_HOME": str(home), "PYTHONPATH": str(PROJECT / "tools")}
     command = [sys.executable, "-c", code, hub_id]

@@ -12,7 +12,7 @@ from serving.repository import Overrides, read_config, stage_repository
 from tritonclient.grpc.model_config_pb2 import DataType
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
-OVERRIDES = Overrides(Checkpoint(Path("/w"), Path("/t")), "cuda", "bf16", 2, "/opt/python")
+OVERRIDES = Overrides(Checkpoint(Path("/w"), Path("/t"), 48), "cuda", "bf16", 2, "/opt/python")
 
 # What NVIDIA's library takes and gives for GPT-J (fastertransformer_backend, all_models/gptj, and its GptJTritonModel).
 NVIDIA_INPUTS = {
@@ -83,6 +83,8 @@ def test_overrides_reach_the_models_they_are_for(tmp_path: Path) -> None:
         "data_type": "bf16",
         "tensor_para_size": "2",
         "engine_python": "/opt/python",
+        "context_length": "48",
+        "tokenizer_dir": "/t",
     }
     assert expected.items() <= parameters_of(configs["fastertransformer"]).items()
     assert parameters_of(configs["preprocessing"])["tokenizer_dir"] == "/t"

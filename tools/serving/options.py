@@ -19,7 +19,10 @@ OWN_SERVER_OPTIONS = (
     *("http-address", "http-port", "grpc-address", "grpc-port", "metrics-address", "metrics-port"),
 )
 # What a model repository served as committed takes from its own config.pbtxt.
-OVERRIDING_OPTIONS = ("model", "device", "data_type", "tensor_para_size", "engine_python", "backend_directory")
+OVERRIDING_OPTIONS = (
+    *("model", "tokenizer", "context_length", "device", "data_type", "tensor_para_size", "engine_python"),
+    "backend_directory",
+)
 
 PORTS = ("http_port", "grpc_port", "metrics_port")
 
@@ -29,6 +32,8 @@ class Options:
     """What the user asked for; None where the launcher is to choose."""
 
     model: str | None
+    tokenizer: str | None
+    context_length: int | None  # tokens
     device: str
     data_type: str | None
     tensor_para_size: int
@@ -99,7 +104,11 @@ def parser() -> OneLineParser:
         allow_abbrev=False,
     )
     add = result.add_argument
-    add("--model", metavar="DIR_OR_HUB_ID", help="Hugging Face directory or hub id (default: the embedded storyteller)")
+    model_help = "Hugging Face or FasterTransformer directory, or hub id (default: the embedded storyteller)"
+    add("--model", metavar="DIR_OR_HUB_ID", help=model_help)
+    add("--tokenizer", metavar="DIR_OR_HUB_ID", help="where its tokenizer is (default: beside the weights)")
+    context_help = "its context in tokens, needed where no config.json says it"
+    add("--context-length", type=positive, metavar="N", help=context_help)
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
     add("--data-type", choices=["fp32", "fp16", "bf16"], help="default: fp32 on cpu, fp16 on cuda")
     add("--tensor-para-size", type=positive, default=1, metavar="N", help="GPUs that share the model (default: 1)")

@@ -18,7 +18,7 @@ BACKEND = "fastertransformer"  # the name of the backend and of the model
 # What this project adds to FasterTransformer's contract; NVIDIA's library knows none of it.
 ADDED_INPUTS = frozenset({"frequency_penalty", "num_return_sequences", "stop_strings"})
 ADDED_OUTPUTS = frozenset({"finish_reason"})
-ADDED_PARAMETERS = ("device", "engine_python")
+ADDED_PARAMETERS = ("device", "engine_python", "context_length", "tokenizer_dir")
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ def apply_overrides(config: Any, overrides: Overrides) -> None:
         set_parameter(config, "data_type", overrides.data_type)
         set_parameter(config, "tensor_para_size", str(overrides.tensor_para_size))
         set_parameter(config, "engine_python", overrides.engine_python)
+        set_parameter(config, "context_length", str(overrides.checkpoint.context_length or ""))
 
 
 def set_parameter(config: Any, name: str, value: str) -> None:

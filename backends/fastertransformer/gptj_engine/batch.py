@@ -17,9 +17,6 @@ from gptj_engine.kv_pages import PagePool
 from gptj_engine.scheduler import Scheduled
 from gptj_engine.sequence import Sequence
 
-# Page tables grow by powers of two from here, so that a group is large and still gathers at most twice what it needs.
-SMALLEST_TABLE = 4
-
 
 @dataclass(frozen=True)
 class AttentionGroup:
@@ -96,8 +93,14 @@ def build_batch(step: SequenceOf[Scheduled], pool: PagePool, num_heads: int, dev
 def _group_key(scheduled: Scheduled, pool: PagePool) -> tuple[int, int, int]:
     """Tokens each, pages in the table, and for a prompt's chunk its own sequence: only single tokens share a group."""
     needed = pool.pages_for(scheduled.sequence.num_cached + scheduled.num_tokens)
-    table_size = max(SMALLEST_TABLE, 1 << (needed - 1).bit_length())
-    return scheduled.num_tokens, table_size, 0 if scheduled.num_tokens == 1 else id(scheduled.sequence)
+    own_group = 0 if scheduled.num_tokens == 1 else id(scheduled.sequence)
+    return scheduled.num_tokens, _table_size(needed), own_group
+
+
+def _table_size(needed: int) -> int:
+    """Pages of a table for `needed` pages: four sizes an octave, so that groups are few and gather little in vain."""
+    grain = max(1, (1 << needed.bit_length()) // 8)
+    return -(-needed // grain) * grain
 
 
 def _causal_mask(starts: list[int], num_tokens: int, context: int) -> Tensor:

@@ -19,6 +19,7 @@ from gptj_engine.transformer import Transformer
 from gptj_engine.weights import load_weights
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DEFAULT_CPU_MEMORY = 2**30  # bytes for the KV cache; the system hands them out as they are used
 SPARE_MEMORY = 0.03  # of a GPU, left to fragmentation and the libraries' workspaces
 
 
@@ -56,10 +57,12 @@ class Runner:
     def _num_pages(self, config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> int:
         """Pages that fit the memory there is, and no more than `max_sequences` full contexts can use."""
         page_bytes = KVCache.page_bytes(model, dtype)
+        wanted = int(config.kv_cache_gib * 2**30)
         if self.device.type == "cuda":
-            memory = self._memory_after_warm_up(config, model, dtype)
+            left = self._memory_after_warm_up(config, model, dtype)
+            memory = min(wanted or left, left)
         else:
-            memory = int(config.kv_cache_gib * 2**30)
+            memory = wanted or DEFAULT_CPU_MEMORY
         context_pages = -(-model.context_length // PAGE_SIZE)
         num_pages = min(memory // page_bytes, config.max_sequences * context_pages)
         if num_pages < context_pages:

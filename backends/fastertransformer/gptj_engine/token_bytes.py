@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from gptj_engine.checkpoint_files import find_checkpoint_files
 from gptj_engine.errors import ConfigError
 
 
@@ -25,8 +26,8 @@ def load_token_bytes(checkpoint: Path, vocab_size: int) -> list[bytes]:
     Returns an empty list when the checkpoint has no `tokenizer.json`, or one that is not byte-level: stop strings are
     then refused.
     """
-    path = checkpoint / "tokenizer.json"
-    if not path.exists():
+    path = find_checkpoint_files(checkpoint).find("tokenizer.json")
+    if path is None:
         return []
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))

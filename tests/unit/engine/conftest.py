@@ -1,9 +1,9 @@
-"""What the engine's tests share: small random checkpoints, the embedded model and an engine on it."""
+"""What the engine's tests share: the embedded model and an engine on it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,12 @@ import torch
 from gptj_engine.client import cpu_settings
 from gptj_engine.config import EngineConfig
 from gptj_engine.engine import Engine
-from transformers import GPTJConfig, GPTJForCausalLM
+from transformers import GPTJForCausalLM
 
 # An engine's environment, as it is where there are several threads. MKL reads it at its first product.
 os.environ |= cpu_settings() | {"MKL_CBWR": "AUTO,STRICT"}
 
 ROOT = Path(__file__).resolve().parents[3]
-
-MakeCheckpoint = Callable[..., Path]
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -61,25 +59,3 @@ def engine(storyteller: Path) -> Engine:
 def solitary(storyteller: Path) -> Engine:
     """A second one, for one request at a time only: it shares no page that was computed among others."""
     return Engine(EngineConfig(str(storyteller), device="cpu", kv_cache_gib=0.5))
-
-
-@pytest.fixture(scope="session")
-def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
-    """Saves a tiny random GPT-J; keyword arguments are GPTJConfig's, equal ones give the same directory."""
-    made: dict[str, Path] = {}
-
-    def make(**overrides: Any) -> Path:
-        shape = {"vocab_size": 257, "n_positions": 1024, "n_embd": 96, "n_layer": 2, "n_head": 3, "rotary_dim": 16}
-        shape |= {"bos_token_id": 256, "eos_token_id": 256, "initializer_range": 0.2} | overrides
-        key = repr(sorted(shape.items()))
-        if key not in made:
-            torch.manual_seed(0)
-            model = GPTJForCausalLM(GPTJConfig(**shape))
-            for name, parameter in model.named_parameters():
-                if name.endswith("bias") or ".ln_" in name:  # they are zeros and ones after initialisation
-                    parameter.data += torch.randn_like(parameter) * 0.2
-            made[key] = tmp_path_factory.mktemp("gptj")
-            model.save_pretrained(made[key])
-        return made[key]
-
-    return make

@@ -133,7 +133,9 @@ def test_a_wrong_shape_is_refused_with_what_was_expected_and_found(copy: Path) -
     tensors = load_file(copy / "model.safetensors")
     tensors[MLP] = tensors[MLP][:-1].clone()
     save_file(tensors, copy / "model.safetensors")
-    with pytest.raises(ConfigError, match=rf"copy.*{MLP} has shape \[383, 96\], expected \[384, 96\]"):
+    with pytest.raises(
+        ConfigError, match=rf"copy/model\.safetensors: {MLP} has shape \[383, 96\], expected \[384, 96\]"
+    ):
         load(copy)
 
 
@@ -141,4 +143,58 @@ def test_a_configuration_of_another_size_is_refused_with_both_sizes(copy: Path) 
     config = json.loads((copy / "config.json").read_text()) | {"vocab_size": 300}
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=r"wte\.weight has shape \[257, 96\], expected \[300, 96\] by config\.json"):
+        load(copy)
+
+
+def test_names_without_the_prefix_load_to_the_same(one_file: Path, copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    save_file({name.removeprefix("transformer."): tensors[name] for name in tensors}, copy / "model.safetensors")
+    for got, expected in zip(all_tensors(load(copy)), all_tensors(load(one_file)), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_a_tensor_that_the_configuration_does_not_have_is_refused_by_file_and_name(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    for name in ("transformer.h.2.ln_1.bias", "transformer.h.0.attn.q_proj.bias", "wte.weight", "score.weight"):
+        save_file(tensors | {name: torch.zeros(96)}, copy / "model.safetensors")
+        with pytest.raises(ConfigError, match=rf"model\.safetensors has the tensor {name}, which a GPT-J of this"):
+            load(copy)
+
+
+def test_a_tensor_that_the_index_leaves_out_is_refused_by_file_and_name(shards: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(shards, tmp_path / "broken")
+    shard = max(broken.glob("model-*.safetensors"))
+    save_file(load_file(shard) | {"score.weight": torch.zeros(96)}, shard)
+    with pytest.raises(ConfigError, match=rf"index\.json names no file for the tensor score\.weight, .*{shard.name}"):
+        load(broken)
+
+
+def test_constants_that_older_releases_saved_are_passed_over(one_file: Path, copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    for name in ("bias", "masked_bias", "embed_positions", "rotary_emb.inv_freq"):
+        tensors[f"transformer.h.1.attn.{name}"] = torch.zeros(3)
+    save_file(tensors, copy / "model.safetensors")
+    for got, expected in zip(all_tensors(load(copy)), all_tensors(load(one_file)), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_tied_embeddings_are_both_matrices_and_untied_ones_must_be_there(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, copy / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"model\.safetensors has no tensor lm_head\.weight"):
+        load(copy)
+    config = json.loads((copy / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (copy / "config.json").write_text(json.dumps(config))
+    assert torch.equal(load(copy).head_weight, tensors["transformer.wte.weight"].T)
+
+
+def test_what_holds_no_floating_point_tensors_is_refused_by_its_name(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    save_file(tensors | {MLP: tensors[MLP].to(torch.int8)}, copy / "model.safetensors")
+    with pytest.raises(ConfigError, match=rf"model\.safetensors: {MLP} is of torch\.int8, expected floating point"):
+        load(copy)
+    (copy / "model.safetensors").unlink()
+    torch.save(["no", "tensors"], copy / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match=r"pytorch_model\.bin holds something else than tensors by name"):
         load(copy)

@@ -1,0 +1,239 @@
+"""FasterTransformer's files load to what the Hugging Face checkpoint loads to, bit for bit, at any split and type; and
+whatever does not fit is refused by file, expected and found."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gptj_engine.checkpoint_files import find_checkpoint_files
+from gptj_engine.config import ModelConfig
+from gptj_engine.errors import ConfigError
+from gptj_engine.tensor_table import DTYPES
+from gptj_engine.token_bytes import load_token_bytes
+from gptj_engine.transformer import ModelWeights
+from gptj_engine.weights import load_weights
+from torch import Tensor
+
+Write = Callable[..., Path]
+
+CPU = torch.device("cpu")
+THREE_HEADS: dict[str, Any] = {}
+EIGHT_HEADS = {"n_embd": 64, "n_head": 8, "rotary_dim": 4, "vocab_size": 301}
+ODD_INNER = {"n_embd": 48, "n_head": 3, "n_inner": 99, "rotary_dim": 16, "n_layer": 1, "vocab_size": 505}
+QKV = "model.layers.1.attention.query_key_value.weight.1.bin"
+
+
+def load(checkpoint: Path, dtype: torch.dtype = torch.float32, context_length: int = 0) -> ModelWeights:
+    return load_weights(checkpoint, ModelConfig.read(checkpoint, context_length), dtype, CPU)
+
+
+def assert_equal(got: ModelWeights, expected: ModelWeights) -> None:
+    """Every bit of every tensor, and the layout in memory, on which the order of additions may depend."""
+
+    def tensors(weights: ModelWeights) -> list[Tensor]:
+        layers = [tensor for layer in weights.layers for tensor in vars(layer).values()]
+        return [*layers, *(value for value in vars(weights).values() if isinstance(value, Tensor))]
+
+    for mine, others in zip(tensors(got), tensors(expected), strict=True):
+        assert mine.is_contiguous() and others.is_contiguous()
+        assert mine.dtype == others.dtype and torch.equal(mine, others)
+
+
+@pytest.fixture
+def two_ranks(make_checkpoint: Callable[..., Path], write_fastertransformer: Write, tmp_path: Path) -> Path:
+    """A split for two that a test may damage, with config.json beside it."""
+    checkpoint = make_checkpoint(**EIGHT_HEADS)
+    target = write_fastertransformer(checkpoint, tmp_path / "two", 2)
+    shutil.copy(checkpoint / "config.json", target)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("shape", "ranks"),
+    [
+        *((THREE_HEADS, ranks) for ranks in (1, 3)),
+        *((EIGHT_HEADS, ranks) for ranks in (1, 2, 4, 8)),
+        *((ODD_INNER, ranks) for ranks in (1, 3)),
+    ],
+)
+def test_every_split_loads_to_what_hugging_face_files_load_to(
+    shape: dict[str, Any],
+    ranks: int,
+    make_checkpoint: Callable[..., Path],
+    write_fastertransformer: Write,
+    tmp_path: Path,
+) -> None:
+    checkpoint = make_checkpoint(**shape)
+    target = write_fastertransformer(checkpoint, tmp_path / "weights", ranks)
+    assert_equal(load(target, context_length=1024), load(checkpoint))
+    assert ModelConfig.read(target, 1024) == ModelConfig.read(checkpoint)
+
+
+@pytest.mark.parametrize("stored", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("asked", ["fp32", "fp16", "bf16"])
+def test_every_type_on_disk_loads_as_every_type(
+    stored: str, asked: str, make_checkpoint: Callable[..., Path], write_fastertransformer: Write, tmp_path: Path
+) -> None:
+    checkpoint = make_checkpoint(**EIGHT_HEADS)
+    target = write_fastertransformer(checkpoint, tmp_path / "weights", 2, stored)
+    got = load(target, DTYPES[asked], 1024)
+    expected = load(checkpoint).embedding.to(DTYPES[stored]).to(DTYPES[asked])
+    assert torch.equal(got.embedding, expected)
+    if asked == "fp32":
+        assert torch.equal(got.layers[1].out_weight, load(checkpoint).layers[1].out_weight.to(DTYPES[stored]).float())
+
+
+def test_the_parent_of_a_split_stands_for_its_smallest(
+    make_checkpoint: Callable[..., Path], write_fastertransformer: Write, tmp_path: Path
+) -> None:
+    checkpoint = make_checkpoint(**EIGHT_HEADS)
+    for ranks in (8, 2, 4):
+        write_fastertransformer(checkpoint, tmp_path / f"{ranks}-gpu", ranks)
+    (tmp_path / "1-gpu.partial").mkdir()
+    (tmp_path / "1-gpu.partial" / "config.ini").touch()
+    assert find_checkpoint_files(tmp_path).directory == tmp_path / "2-gpu"
+    shutil.copy(checkpoint / "config.json", tmp_path)
+    assert_equal(load(tmp_path), load(checkpoint))
+    assert_equal(load(tmp_path / "8-gpu"), load(checkpoint))
+
+
+def test_weights_in_hugging_faces_layout_come_before_a_split_in_a_subdirectory(
+    make_checkpoint: Callable[..., Path], write_fastertransformer: Write, tmp_path: Path
+) -> None:
+    both = shutil.copytree(make_checkpoint(**EIGHT_HEADS), tmp_path / "both")
+    write_fastertransformer(both, both / "2-gpu", 2)
+    assert find_checkpoint_files(both).directory == both
+    assert find_checkpoint_files(both / "2-gpu").is_fastertransformer
+
+
+def test_only_a_directory_named_for_its_split_looks_into_its_parent(two_ranks: Path) -> None:
+    (two_ranks / "config.json").rename(two_ranks.parent / "config.json")
+    with pytest.raises(ConfigError, match="set context_length"):
+        ModelConfig.read(two_ranks)
+
+
+def test_the_tokenizer_is_found_beside_the_weights_and_above_them(storyteller: Path, two_ranks: Path) -> None:
+    split = two_ranks.rename(two_ranks.parent / "2-gpu")
+    assert load_token_bytes(split, 4096) == []
+    shutil.copy(storyteller / "tokenizer.json", split.parent)
+    assert load_token_bytes(split, 4096) == load_token_bytes(storyteller, 4096)
+    assert load_token_bytes(split.parent, 4096) == load_token_bytes(storyteller, 4096)
+
+
+def test_the_layer_norms_epsilon_is_that_of_config_json_else_gptjs(two_ranks: Path) -> None:
+    config = two_ranks / "config.json"
+    config.write_text(config.read_text().replace('"layer_norm_epsilon": 1e-05', '"layer_norm_epsilon": 0.25'))
+    assert ModelConfig.read(two_ranks).layer_norm_eps == 0.25
+    config.unlink()
+    assert ModelConfig.read(two_ranks, 64).layer_norm_eps == 1e-5
+
+
+def test_a_context_length_is_needed_where_no_file_says_it_and_refused_where_one_says_another(two_ranks: Path) -> None:
+    with pytest.raises(ConfigError, match=r"context_length is 64, but .*config\.json says 1024"):
+        ModelConfig.read(two_ranks, 64)
+    assert ModelConfig.read(two_ranks, 1024).context_length == 1024
+    (two_ranks / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"config\.ini does not say how many tokens .* set context_length"):
+        ModelConfig.read(two_ranks)
+    assert ModelConfig.read(two_ranks, 64).context_length == 64
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("head_num = 8", "head_num = 4", r"config\.json says hidden_size is 64, but .*config\.ini says 32"),
+        ("inter_size = 256", "inter_size = 128", r"says inner_size is 256, but .*config\.ini says 128"),
+        ("num_layer = 2", "num_layer = 3", r"says num_layers is 2, but .*config\.ini says 3"),
+        ("vocab_size = 301", "vocab_size = 300", r"says vocab_size is 301, but .*config\.ini says 300"),
+        ("rotary_embedding = 4", "rotary_embedding = 2", r"says rotary_dim is 4, but .*config\.ini says 2"),
+        (
+            "rotary_embedding = 4",
+            "rotary_embedding = 3",
+            r"config\.ini: rotary_embedding is 3, expected an even number",
+        ),
+        ("end_id = 256", "end_id = 255", r"says end_id is 256, but .*config\.ini says 255"),
+        ("head_num = 8\n", "", r"config\.ini has no key 'head_num'"),
+        ("num_layer = 2", "num_layer = two", r"config\.ini: num_layer is 'two', expected a whole number of 1 or more"),
+        ("num_layer = 2", "num_layer = 0", r"config\.ini: num_layer is '0', expected a whole number of 1 or more"),
+        ("[gptj]", "[gpt]", r"config\.ini has no section \[gptj\], found: gpt"),
+        ("[gptj]", "gptj", r"config\.ini is no ini file"),
+        ("[gptj]", "[gptj]\nlayers = 2", r"config\.ini has the unknown key 'layers'"),
+        ("[gptj]", "[gptj]\nnum_tasks = 2", r"config\.ini: num_tasks is 2, but prompt-tuning tasks"),
+        ("type = fp32", "type = int8", r"config\.ini: weight_data_type is 'int8', allowed: fp32, fp16, bf16"),
+    ],
+)
+def test_a_config_ini_that_is_broken_or_contradicts_config_json_is_refused(
+    old: str, new: str, message: str, two_ranks: Path
+) -> None:
+    replace(two_ranks / "config.ini", old, new)
+    with pytest.raises(ConfigError, match=message):
+        load(two_ranks)
+
+
+def test_what_nvidias_converter_writes_besides_is_understood(two_ranks: Path) -> None:
+    expected = load(two_ranks)
+    replace(two_ranks / "config.ini", "model_name = gptj", "model_name = EleutherAI/100%\nnum_tasks = 0")
+    replace(two_ranks / "config.ini", "weight_data_type = fp32\n", "")
+    assert_equal(load(two_ranks), expected)
+    replace(two_ranks / "config.ini", "rotary_embedding = 4", "rotary_embedding = None")
+    (two_ranks / "config.json").unlink()
+    assert ModelConfig.read(two_ranks, 64).rotary_dim == 8
+
+
+def test_a_missing_file_is_refused_by_its_name_and_size(two_ranks: Path) -> None:
+    (two_ranks / QKV).unlink()
+    message = f"two/{QKV} is missing, expected 24576 bytes: [64, 3, 32] of fp32 by config.ini"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load(two_ranks)
+
+
+@pytest.mark.parametrize("change", [-24576, -4, -1, 1, 4, 24576])
+def test_a_short_or_long_file_is_refused_with_what_was_expected_and_found(change: int, two_ranks: Path) -> None:
+    content = (two_ranks / QKV).read_bytes()
+    (two_ranks / QKV).write_bytes((content * 2)[: len(content) + change])
+    message = f"{QKV} has {24576 + change} bytes, expected 24576 bytes: [64, 3, 32] of fp32"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load(two_ranks)
+
+
+def test_files_of_another_type_than_config_ini_says_are_refused(two_ranks: Path) -> None:
+    replace(two_ranks / "config.ini", "fp32", "fp16")
+    with pytest.raises(ConfigError, match=r"model\.wte\.bin has 77056 bytes, expected 38528 bytes: .* of fp16"):
+        load(two_ranks)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.2.input_layernorm.bias.bin",
+        "model.layers.1.attention.dense.bias.bin",
+        "model.wpe.bin",
+        "model.layers.1.attention.dense.weight.bin",
+    ],
+)
+def test_a_file_that_belongs_to_no_tensor_is_refused_by_its_name(name: str, two_ranks: Path) -> None:
+    (two_ranks / name).write_bytes(b"")
+    with pytest.raises(ConfigError, match=rf"{re.escape(name)} belongs to no tensor"):
+        load(two_ranks)
+
+
+def test_a_rank_that_is_missing_everywhere_or_one_too_many_is_refused(two_ranks: Path) -> None:
+    shutil.copy(two_ranks / QKV, two_ranks / QKV.replace(".1.bin", ".2.bin"))
+    with pytest.raises(ConfigError, match="the files count 3 ranks, but a split into 3 does not divide the heads, 8"):
+        load(two_ranks)
+    for path in two_ranks.glob("model.layers.*.[12].bin"):
+        path.unlink()
+    with pytest.raises(ConfigError, match=r"0\.bin has 24576 bytes, expected 49152 bytes"):
+        load(two_ranks)
