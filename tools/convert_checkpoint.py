@@ -72,8 +72,19 @@ def parse_settings(arguments: Sequence[str] | None) -> Settings:
     return Settings(**vars(parser.parse_args(arguments)))
 
 
+@contextlib.contextmanager
+def create(path: Path) -> Iterator[BinaryIO]:
+    """A file that gets its name when it is complete and on disk."""
+    unfinished = path.with_name(path.name + UNFINISHED)
+    with unfinished.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
 class Writer:
-    """Files in a directory, each there whole or not at all, and a progress bar over their bytes."""
+    """Writes tensors to files of a directory, and shows a progress bar over their bytes."""
 
     def __init__(self, directory: Path, total_bytes: int) -> None:
         self._directory = directory
@@ -87,24 +98,10 @@ class Writer:
             self.bar.update(size)
         return done
 
-    @contextlib.contextmanager
-    def open(self, name: str) -> Iterator[BinaryIO]:
-        """A file that gets its name when it is complete and on disk."""
-        unfinished = self._directory / f"{name}{UNFINISHED}"
-        with unfinished.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(self._directory / name)
-
     def write_tensor(self, file: BinaryIO, tensor: Tensor) -> None:
         """Raw, little-endian, C order."""
         file.write(tensor.contiguous().view(torch.uint8).numpy().data)
         self.bar.update(tensor.nbytes)
-
-    def write_text(self, name: str, text: str) -> None:
-        with self.open(name) as file:
-            file.write(text.encode())
 
 
 def convert(settings: Settings) -> None:
@@ -167,7 +164,7 @@ def take_up(partial: Path, settings: Settings, files: CheckpointFiles, data_type
     }
     manifest = partial / MANIFEST
     if all(path.suffix == UNFINISHED for path in partial.iterdir()):
-        with Writer(partial, 0).open(MANIFEST) as file:
+        with create(manifest) as file:
             file.write(json.dumps(this).encode())
     elif not manifest.is_file() or json.loads(manifest.read_text(encoding="utf-8")) != this:
         raise ConfigError(f"{partial} holds another conversion, or SRC has changed since: remove it")
@@ -197,7 +194,7 @@ def write_fastertransformer(
             whole = read(source, tensor, data_type) if missing else meta
             for name, part in zip(names, parts(tensor, whole, tensor_para_size), strict=True):
                 if name in missing:
-                    with writer.open(name) as file:
+                    with create(partial / name) as file:
                         writer.write_tensor(file, part)
     ini = configparser.ConfigParser(interpolation=None)
     ini["gptj"] = {
@@ -278,7 +275,7 @@ def write_huggingface(
         for shard, (header, _, data_bytes) in zip(shards, headers, strict=True):
             if writer.has(shard.name, len(header) + data_bytes):
                 continue
-            with writer.open(shard.name) as file:
+            with create(partial / shard.name) as file:
                 file.write(header)
                 for tensor in shard.tensors:
                     for view in views(tensor.name, read(source, tensor, data_type)).values():
@@ -286,7 +283,7 @@ def write_huggingface(
     if len(shards) > 1:
         weight_map = {name: shard.name for shard, (_, names, _) in zip(shards, headers, strict=True) for name in names}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        writer.write_text("model.safetensors.index.json", json.dumps(index, indent=2))
+        (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def write_companions(partial: Path, files: CheckpointFiles, config: ModelConfig, data_type: str) -> None:
