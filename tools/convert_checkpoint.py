@@ -13,6 +13,7 @@ import configparser
 import contextlib
 import fcntl
 import json
+import math
 import os
 import shutil
 import sys
@@ -174,7 +175,8 @@ def read(source: WeightSource, tensor: TensorSpec, data_type: str) -> Tensor:
     """The whole tensor as `data_type`; ConfigError where that type cannot hold a value."""
     whole = torch.empty(tensor.shape, dtype=DTYPES[data_type])
     source.copy(tensor.name, whole)
-    if not whole.isfinite().all():
+    # Two numbers, NaN where there is one in the tensor; isfinite would make a tensor of its own.
+    if not all(math.isfinite(extreme) for extreme in whole.aminmax()):
         raise ConfigError(f"{tensor.name} has values that {data_type} cannot hold")
     return whole
 
