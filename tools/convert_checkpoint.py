@@ -13,6 +13,7 @@ import configparser
 import contextlib
 import fcntl
 import json
+import math
 import os
 import shutil
 import sys
@@ -72,8 +73,19 @@ def parse_settings(arguments: Sequence[str] | None) -> Settings:
     return Settings(**vars(parser.parse_args(arguments)))
 
 
+@contextlib.contextmanager
+def create(path: Path) -> Iterator[BinaryIO]:
+    """A file that gets its name when it is complete and on disk."""
+    unfinished = path.with_name(path.name + UNFINISHED)
+    with unfinished.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
 class Writer:
-    """Files in a directory, each there whole or not at all, and a progress bar over their bytes."""
+    """Writes tensors to files of a directory, and shows a progress bar over their bytes."""
 
     def __init__(self, directory: Path, total_bytes: int) -> None:
         self._directory = directory
@@ -87,24 +99,10 @@ class Writer:
             self.bar.update(size)
         return done
 
-    @contextlib.contextmanager
-    def open(self, name: str) -> Iterator[BinaryIO]:
-        """A file that gets its name when it is complete and on disk."""
-        unfinished = self._directory / f"{name}{UNFINISHED}"
-        with unfinished.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(self._directory / name)
-
     def write_tensor(self, file: BinaryIO, tensor: Tensor) -> None:
         """Raw, little-endian, C order."""
         file.write(tensor.contiguous().view(torch.uint8).numpy().data)
         self.bar.update(tensor.nbytes)
-
-    def write_text(self, name: str, text: str) -> None:
-        with self.open(name) as file:
-            file.write(text.encode())
 
 
 def convert(settings: Settings) -> None:
@@ -167,7 +165,7 @@ def take_up(partial: Path, settings: Settings, files: CheckpointFiles, data_type
     }
     manifest = partial / MANIFEST
     if all(path.suffix == UNFINISHED for path in partial.iterdir()):
-        with Writer(partial, 0).open(MANIFEST) as file:
+        with create(manifest) as file:
             file.write(json.dumps(this).encode())
     elif not manifest.is_file() or json.loads(manifest.read_text(encoding="utf-8")) != this:
         raise ConfigError(f"{partial} holds another conversion, or SRC has changed since: remove it")
@@ -177,7 +175,8 @@ def read(source: WeightSource, tensor: TensorSpec, data_type: str) -> Tensor:
     """The whole tensor as `data_type`; ConfigError where that type cannot hold a value."""
     whole = torch.empty(tensor.shape, dtype=DTYPES[data_type])
     source.copy(tensor.name, whole)
-    if not whole.isfinite().all():
+    # Two numbers, NaN where there is one in the tensor; isfinite would make a tensor of its own.
+    if not all(math.isfinite(extreme) for extreme in whole.aminmax()):
         raise ConfigError(f"{tensor.name} has values that {data_type} cannot hold")
     return whole
 
@@ -197,7 +196,7 @@ def write_fastertransformer(
             whole = read(source, tensor, data_type) if missing else meta
             for name, part in zip(names, parts(tensor, whole, tensor_para_size), strict=True):
                 if name in missing:
-                    with writer.open(name) as file:
+                    with create(partial / name) as file:
                         writer.write_tensor(file, part)
     ini = configparser.ConfigParser(interpolation=None)
     ini["gptj"] = {
@@ -278,7 +277,7 @@ def write_huggingface(
         for shard, (header, _, data_bytes) in zip(shards, headers, strict=True):
             if writer.has(shard.name, len(header) + data_bytes):
                 continue
-            with writer.open(shard.name) as file:
+            with create(partial / shard.name) as file:
                 file.write(header)
                 for tensor in shard.tensors:
                     for view in views(tensor.name, read(source, tensor, data_type)).values():
@@ -286,7 +285,7 @@ def write_huggingface(
     if len(shards) > 1:
         weight_map = {name: shard.name for shard, (_, names, _) in zip(shards, headers, strict=True) for name in names}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        writer.write_text("model.safetensors.index.json", json.dumps(index, indent=2))
+        (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def write_companions(partial: Path, files: CheckpointFiles, config: ModelConfig, data_type: str) -> None:

@@ -137,18 +137,20 @@ class _SafetensorsFile:
 class _PickledFile:
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        except (OSError, RuntimeError, UnpicklingError) as error:
-            raise ConfigError(f"{path} cannot be read: {error}") from None
-        values = self._tensors.values() if isinstance(self._tensors, dict) else [None]
-        if not all(isinstance(value, Tensor) for value in values):
-            raise ConfigError(f"{path} holds something else than tensors by name")
-        self.shapes = {key: tuple(tensor.shape) for key, tensor in self._tensors.items()}
+        self.shapes = {key: tuple(tensor.shape) for key, tensor in self._map().items()}
 
     def read(self, key: str) -> Tensor:
-        tensor: Tensor = self._tensors[key]
-        return tensor
+        # Mapped each time, for the same reason.
+        return self._map()[key]
+
+    def _map(self) -> dict[str, Tensor]:
+        try:
+            tensors = torch.load(self.path, map_location="cpu", mmap=True, weights_only=True)
+        except (OSError, RuntimeError, UnpicklingError) as error:
+            raise ConfigError(f"{self.path} cannot be read: {error}") from None
+        if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+            raise ConfigError(f"{self.path} holds something else than tensors by name")
+        return tensors
 
 
 def _open_files(directory: Path) -> tuple[Path, dict[str, _WeightsFile]]:
