@@ -76,7 +76,7 @@ def transformers_generate(model: Any) -> Generate:
 
 def load_contenders(options: argparse.Namespace) -> dict[str, Generate]:
     """Both sides by name, on one device and in one data type; EngineError if the checkpoint or an option forbids it."""
-    ModelConfig.from_huggingface(options.model)  # says in one line what is no GPT-J
+    ModelConfig.read(options.model)  # says in one line what is no GPT-J
     # On a GPU the engine's KV cache takes most of what is free, so the other's weights must be there before.
     model = GPTJForCausalLM.from_pretrained(options.model, dtype=DTYPES[options.data_type]).to(options.device).eval()
     config = EngineConfig(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -98,3 +101,19 @@ def test_several_sequences_of_one_prompt_differ_and_each_has_its_log_probs(serve
     assert len(set(answer["text_output"])) == 3
     assert len(answer["cum_log_probs"]) == 3 and len(answer["output_log_probs"]) == 36
     assert answer["cum_log_probs"][0] == pytest.approx(sum(answer["output_log_probs"][:12]), rel=1e-4)
+
+
+def test_fastertransformers_own_files_give_the_same_text(
+    server: Server, launch: Callable[..., Server], tmp_path: Path
+) -> None:
+    """As NVIDIA's converter leaves them: without config.json and tokenizer."""
+    files = tmp_path / "2-gpu"
+    convert = [sys.executable, "tools/convert_checkpoint.py", str(CHECKPOINT), str(files), "--to", "fastertransformer"]
+    subprocess.run([*convert, "--tensor-para-size", "2"], cwd=CHECKPOINT.parents[3], check=True, capture_output=True)
+    for path in files.iterdir():
+        if path.suffix not in (".bin", ".ini"):
+            path.unlink()
+    model = ["--model", str(files), "--tokenizer", str(CHECKPOINT), "--context-length", "1024"]
+    other = launch(*model, "--", "--exit-timeout-secs=2").wait_until_ready()
+    request = {"text_input": "Once upon a time", "max_tokens": 40, "stop_words": ["sad"]}
+    assert generate(other, **request)["text_output"] == generate(server, **request)["text_output"]

@@ -19,8 +19,8 @@ class Engine:
 
     def __init__(self, config: EngineConfig) -> None:
         """Load the checkpoint; ConfigError when that cannot be done."""
-        self.model = ModelConfig.from_huggingface(config.checkpoint)
-        self._token_bytes = load_token_bytes(config.checkpoint, self.model.vocab_size)
+        self.model = ModelConfig.read(config.checkpoint, config.context_length)
+        self._token_bytes = load_token_bytes(config.tokenizer, self.model.vocab_size)
         self._runner = Runner(config, self.model)
         pool = self._runner.pool
         self.limits = Limits(
