@@ -41,11 +41,14 @@ class KVCache:
         self.values[layer][batch.pages, :, batch.slots] = value
 
     def copy_pages(self, pairs: SequenceOf[tuple[int, int]]) -> None:
-        """Copy the content of pages, (from, to) each, in all layers."""
+        """Copy the content of pages, (from, to) each, in all layers.
+
+        A page is the target twice where the sequence that took it first was preempted in the same step: the last counts.
+        """
         if pairs:
-            sources, targets = (list(pages) for pages in zip(*pairs, strict=True))
+            source_of = {target: source for source, target in pairs}
             for tensor in (self.keys, self.values):
-                tensor[:, targets] = tensor[:, sources]
+                tensor[:, list(source_of)] = tensor[:, list(source_of.values())]
 
     def attend(self, layer: int, batch: Batch, query: Tensor) -> Tensor:
         """Attention of `query` [T, heads, head_size] over each sequence's own context; returns the same shape."""

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from gptj_engine.config import EngineConfig
+from gptj_engine.attention import KVCache
+from gptj_engine.config import EngineConfig, ModelConfig
 from gptj_engine.engine import Engine
 from gptj_engine.sampling_params import SamplingParams
 from gptj_engine.scheduler import Scheduled
@@ -233,6 +234,13 @@ def test_a_prefix_that_nobody_uses_any_more_is_still_shared_until_its_pages_are_
     assert (scheduled.sequence.num_cached, scheduled.num_tokens) == (64, 1)
     engine.cancel("second")
     engine.check_integrity()
+
+
+def test_a_page_that_is_the_target_of_two_copies_holds_the_last(tiny: Path) -> None:
+    cache = KVCache(ModelConfig.read(tiny), 4, torch.float32, torch.device("cpu"))
+    cache.keys[:, 0], cache.keys[:, 1] = 1.0, 2.0
+    cache.copy_pages([(0, 3), (1, 2), (1, 3)])
+    assert [cache.keys[:, page].unique().tolist() for page in range(4)] == [[1.0], [2.0], [2.0], [2.0]]
 
 
 @dataclass(frozen=True)
