@@ -43,7 +43,7 @@ class KVCache:
     def copy_pages(self, pairs: SequenceOf[tuple[int, int]]) -> None:
         """Copy the content of pages, (from, to) each, in all layers.
 
-        A page is the target twice where the sequence that took it first was preempted in the same step: the last counts.
+        A page is the target twice where who took it first was preempted in the same step: the last copy counts.
         """
         if pairs:
             source_of = {target: source for source, target in pairs}
