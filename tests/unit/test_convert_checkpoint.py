@@ -20,6 +20,7 @@ from gptj_engine.config import ModelConfig
 from gptj_engine.errors import ConfigError
 from gptj_engine.tensor_table import DTYPES
 from gptj_engine.weights import load_weights
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GPTJForCausalLM
@@ -125,6 +126,9 @@ def test_transformers_loads_shards_without_a_word(
     assert "not used" not in done.stderr and "newly initialized" not in done.stderr and "UNEXPECTED" not in done.stderr
     rounded = {name: tensor.to(DTYPES[data_type]) for name, tensor in tensors_of(source).items()}
     assert_equal(tensors_of(target), rounded)
+    for file in target.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            assert opened.metadata() == {"format": "pt"}  # releases of transformers before 5 demand it
 
 
 def test_a_type_is_kept_unless_another_is_asked_for(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
@@ -200,6 +204,7 @@ def test_what_makes_no_sense_is_refused_in_one_line_and_writes_nothing(
     (source.parent / "x").mkdir(exist_ok=True)
     places = {"source": source, "parent": source.parent, "name": source.name, "here": tmp_path}
     before = set(source.iterdir())
+    capsys.readouterr()  # what saving the checkpoint said
     assert main(["--to", "fastertransformer", *(part.format(**places) for part in arguments)]) == 1
     said = capsys.readouterr().err
     assert said.startswith("convert_checkpoint.py: ") and message in said and said.count("\n") == 1
