@@ -15,10 +15,10 @@ from gptj_engine.sampler import Sampled, sample
 from gptj_engine.sampling_params import SamplingParams
 from gptj_engine.scheduler import Scheduled
 from gptj_engine.sequence import Sequence
+from gptj_engine.tensor_table import DTYPES
 from gptj_engine.transformer import Transformer
 from gptj_engine.weights import load_weights
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DEFAULT_CPU_MEMORY = 2**30  # bytes for the KV cache; the system hands them out as they are used
 SPARE_MEMORY = 0.03  # of a GPU, left to fragmentation and the libraries' workspaces
 

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 from gptj_engine.attention import KVCache
+from gptj_engine.beam import BeamSearch
 from gptj_engine.config import EngineConfig, ModelConfig
 from gptj_engine.engine import Engine
+from gptj_engine.sampler import Sampled
 from gptj_engine.sampling_params import SamplingParams
 from gptj_engine.scheduler import Scheduled
 from gptj_engine.sequence import Sequence
@@ -138,7 +140,7 @@ def test_a_search_among_others_finds_what_it_finds_alone(engine: Engine, storyte
     prompts = [random.Random(number % 6).choices(range(4000), k=20) for number in range(12)]
     fields: dict[str, Any] = {"end_id": 4095, "request_output_len": 70, "min_length": 70}
     alone = [search(engine, prompt, beam_width=3, **fields) for prompt in prompts[:6]]
-    small = Engine(EngineConfig(str(storyteller), device="cpu", kv_cache_gib=0.0123, step_tokens=48))
+    small = Engine(EngineConfig(str(storyteller), device="cpu", kv_cache_gib=0.0123, step_tokens=24))
     for number, prompt in enumerate(prompts):
         small.submit(Sequence(number, prompt, SamplingParams(beam_width=3, **fields)))
     ended: dict[Any, list[list[int]]] = {}
@@ -151,6 +153,50 @@ def test_a_search_among_others_finds_what_it_finds_alone(engine: Engine, storyte
         small.check_integrity()
     assert [ended[number] for number in range(12)] == 2 * [[beam.output for beam in result] for result in alone]
     assert preempted, "the cache was large enough, so nothing was tried"
+
+
+def invented_choices(tokens: list[int], seed: int, count: int) -> list[Sampled]:
+    """The best next tokens of a model that is a hash of all tokens so far."""
+    chance = random.Random(repr((seed, tokens)))
+    weights = [chance.random() ** 4 for _ in range(VOCABULARY)]
+    choices = [Sampled(token, math.log(weight / sum(weights))) for token, weight in enumerate(weights)]
+    return sorted(choices, key=lambda sampled: -sampled.log_prob)[:count]
+
+
+def search_to_the_end(seed: int, width: int, most: int, len_penalty: float) -> list[tuple[int, ...]]:
+    """Beam search as the definition has it, which never stops before `most` tokens."""
+    beams: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
+    finished: list[Scored] = []
+    for _ in range(most):
+        offers = [
+            (tokens + (choice.token,), total + choice.log_prob)
+            for tokens, total in beams
+            for choice in invented_choices(list(tokens), seed, 2 * width)
+        ]
+        offers = sorted(offers, key=lambda offer: -offer[1])[: 2 * width]
+        ended = [offer for offer in offers[:width] if offer[0][-1] == END]
+        beams = [offer for offer in offers if offer[0][-1] != END][:width]
+        finished += [(_score(total, tokens, len_penalty), tokens) for tokens, total in ended]
+    finished += [(_score(total, tokens, len_penalty), tokens) for tokens, total in beams]
+    return [tokens for _, tokens in sorted(finished, reverse=True)[:width]]
+
+
+@pytest.mark.parametrize(("len_penalty", "least_early"), [(0.0, 20), (0.7, 20), (-1.0, 20), (2.0, 0)])
+def test_a_search_that_stops_early_misses_nothing(len_penalty: float, least_early: int) -> None:
+    stopped_early = 0
+    for seed in range(200):
+        width, most = 2 + seed % 3, 9
+        how = SamplingParams(request_output_len=most, end_id=END, beam_width=width, len_penalty=len_penalty)
+        search = BeamSearch(how)
+        beams = [Sequence("beams", [], how)]
+        while beams:
+            offered = [(beam, invented_choices(beam.output, seed, 2 * width)) for beam in beams]
+            length = len(beams[0].output) + 1
+            beams = [branch.beam for branch in search.advance(offered, [])]
+        stopped_early += length < most
+        found = [tuple(beam.output) for beam in search.result()]
+        assert found == search_to_the_end(seed, width, most, len_penalty), seed
+    assert stopped_early >= least_early, "too few searches stopped early to show anything"
 
 
 def test_beams_share_the_pages_of_their_prompt(engine: Engine) -> None:
@@ -219,6 +265,16 @@ def test_equal_prompts_are_computed_once(engine: Engine, monkeypatch: pytest.Mon
         assert free - pool.num_free <= 6 + 8, "six full pages are shared, and each sequence has one of its own"
     engine.check_integrity()
     assert sum(computed) == 100 + 7 * 4 + 8 * 3, "the prompt, what no full page holds of it, and the new tokens"
+
+
+def test_a_page_is_shared_only_behind_the_same_prefix(engine: Engine) -> None:
+    how = SamplingParams(request_output_len=2, end_id=4095)
+    for number, first_page in enumerate(([70] * 16, [71] * 16)):
+        engine.submit(Sequence(number, first_page + [72] * 16 + [73], how))
+        [scheduled] = engine.scheduler.schedule()
+        assert scheduled.num_tokens == 33
+        engine.scheduler.pool.computed(scheduled.sequence, 33)
+        engine.cancel(number)
 
 
 def test_a_prefix_that_nobody_uses_any_more_is_still_shared_until_its_pages_are_needed(engine: Engine) -> None:

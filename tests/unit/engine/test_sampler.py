@@ -200,3 +200,12 @@ def test_the_decayed_top_p_is_what_the_sampler_uses() -> None:
     for sequence in sequences:
         sequence.append(9, 0.0, [])
     assert {sampled.token for [sampled] in sample(LOGITS.repeat(300, 1), sequences)} == {0}
+
+
+def test_a_beam_is_offered_twice_as_many_tokens_as_there_are_beams_best_first() -> None:
+    how = SamplingParams(request_output_len=4, end_id=END, beam_width=3, temperature=0.5)
+    [choices] = sample(LOGITS[None].clone(), [Sequence(0, PROMPT, how)])
+    log_probs = torch.log_softmax(LOGITS / (0.5 + 1e-6), dim=-1)
+    best = log_probs.topk(6)
+    assert [choice.token for choice in choices] == best.indices.tolist()
+    assert [choice.log_prob for choice in choices] == pytest.approx(best.values.tolist())
