@@ -269,12 +269,14 @@ def test_equal_prompts_are_computed_once(engine: Engine, monkeypatch: pytest.Mon
 
 def test_a_page_is_shared_only_behind_the_same_prefix(engine: Engine) -> None:
     how = SamplingParams(request_output_len=2, end_id=4095)
-    for number, first_page in enumerate(([70] * 16, [71] * 16)):
-        engine.submit(Sequence(number, first_page + [72] * 16 + [73], how))
+    pages = {letter: [token] * 16 for token, letter in enumerate("abcd", start=70)}
+    for key, missing in (("ab", 33), ("cd", 33), ("cb", 17), ("ab", 1)):
+        engine.submit(Sequence(key, [token for letter in key for token in pages[letter]] + [9], how))
         [scheduled] = engine.scheduler.schedule()
-        assert scheduled.num_tokens == 33
-        engine.scheduler.pool.computed(scheduled.sequence, 33)
-        engine.cancel(number)
+        assert scheduled.num_tokens == missing, key
+        engine.scheduler.pool.computed(scheduled.sequence, missing)
+        engine.cancel(key)
+    engine.check_integrity()
 
 
 def test_a_prefix_that_nobody_uses_any_more_is_still_shared_until_its_pages_are_needed(engine: Engine) -> None:
