@@ -28,7 +28,7 @@ import torch
 from gptj_engine.config import DATA_TYPES, DEVICES, EngineConfig, ModelConfig
 from gptj_engine.engine import Engine
 from gptj_engine.errors import ConfigError, EngineError
-from gptj_engine.runner import choose_device
+from gptj_engine.runner import choose_data_type, choose_device
 from gptj_engine.sampling_params import SamplingParams
 from gptj_engine.sequence import Sequence
 from gptj_engine.tensor_table import DTYPES
@@ -77,7 +77,6 @@ def transformers_generate(model: Any) -> Generate:
 
 def load_contenders(options: argparse.Namespace) -> dict[str, Generate]:
     """Both sides by name, on one device and in one data type; EngineError if the checkpoint or an option forbids it."""
-    ModelConfig.read(options.model)  # says in one line what is no GPT-J
     # On a GPU the engine's KV cache takes most of what is free, so the other's weights must be there before.
     model = GPTJForCausalLM.from_pretrained(options.model, dtype=DTYPES[options.data_type]).to(options.device).eval()
     config = EngineConfig(
@@ -167,7 +166,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, default=64, metavar="N", help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="default: %(default)s")
     parser.add_argument(
-        "--kv-cache-gib", type=float, default=1.0, metavar="GIB", help="the engine's, on a CPU; default: %(default)s"
+        "--kv-cache-gib", type=float, default=1.0, metavar="GIB", help="the engine's KV cache; default: %(default)s"
     )
     parser.add_argument("--quick", action="store_true", help="other defaults, which only show that it runs")
     options = parser.parse_args(arguments)
@@ -184,11 +183,10 @@ def main() -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        options.device = choose_device(options.device).type
-        if options.data_type == "auto":
-            options.data_type = "fp16" if options.device == "cuda" else "fp32"
+        device = choose_device(options.device)
+        options.device, options.data_type = device.type, choose_data_type(options.data_type, device)
+        vocab_size = ModelConfig.read(options.model).vocab_size  # says in one line what is no GPT-J
         contenders = load_contenders(options)
-        vocab_size = ModelConfig.from_huggingface(options.model).vocab_size
         print(heading(options))
         rows = []
         for count in options.concurrency:

@@ -49,11 +49,13 @@ class BeamSearch:
         offers.sort(key=lambda offer: -offer[0])
         going_on: list[Branch] = []
         for place, (_, parent, sampled) in enumerate(offers[: 2 * width]):
+            if len(going_on) == width:
+                break  # at least `width` offers were seen, and no later one may end
             beam = parent.copy()
             beam.append(sampled.token, sampled.log_prob, token_bytes)
-            if beam.finish_reason is None and len(going_on) < width:
+            if beam.finish_reason is None:
                 going_on.append(Branch(parent, beam))
-            elif beam.finish_reason is not None and place < width:
+            elif place < width:
                 self._finish(beam)
         if not going_on or self._cannot_improve([branch.beam for branch in going_on]):
             return []

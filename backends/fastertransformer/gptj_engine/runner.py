@@ -28,10 +28,7 @@ class Runner:
 
     def __init__(self, config: EngineConfig, model: ModelConfig) -> None:
         self.device = choose_device(config.device)
-        data_type = config.data_type
-        if data_type == "auto":
-            data_type = "fp16" if self.device.type == "cuda" else "fp32"
-        dtype = DTYPES[data_type]
+        dtype = DTYPES[choose_data_type(config.data_type, self.device)]
         weights = load_weights(config.checkpoint, model, dtype, self.device)
         self._transformer = Transformer(model, weights)
         self._num_heads = model.num_heads
@@ -96,3 +93,10 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is 'cuda', but torch finds no CUDA GPU here")
     return torch.device(name)
+
+
+def choose_data_type(name: str, device: torch.device) -> str:
+    """The data type that `name` (auto, fp32, fp16 or bf16) stands for on a device."""
+    if name == "auto":
+        return "fp16" if device.type == "cuda" else "fp32"
+    return name

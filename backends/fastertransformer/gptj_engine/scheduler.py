@@ -65,9 +65,9 @@ class Scheduler:
         """Put the beams that a step chose in the place of those it began with, whose pages are taken back."""
         for sequence in group:
             self.pool.release(sequence)
-        if group[0] in self.running:
+        if successors:
             place = self.running.index(group[0])
-            self.running[place : place + len(group)] = successors
+            self.running[place:place] = successors
         self.running = [sequence for sequence in self.running if sequence not in group]
         self.waiting = deque(sequence for sequence in self.waiting if sequence not in group)
 
