@@ -18,6 +18,7 @@ import triton_python_backend_utils as pb_utils
 from gptj_engine.client import Answer, EngineClient
 from gptj_engine.config import EngineConfig
 from gptj_engine.errors import ConfigError, InvalidRequestError, UnavailableError
+from gptj_engine.lifetime import own_server_pid
 from gptj_engine.messages import Finished, Refused
 from triton_io import Row, Tensors, read_rows, write_tensors
 
@@ -34,7 +35,7 @@ class TritonPythonModel:
         version = Path(args["model_repository"]) / args["model_version"]
         try:
             config = EngineConfig.from_parameters(parameters, version / DEFAULT_CHECKPOINT)
-            self.engine = EngineClient(config, server_pid=os.getppid(), name=f"{args['model_name']}-{os.getpid()}")
+            self.engine = EngineClient(config, server_pid=own_server_pid(), name=f"{args['model_name']}-{os.getpid()}")
         except ConfigError as error:
             raise pb_utils.TritonModelException(f"cannot serve GPT-J: {error}") from None
 

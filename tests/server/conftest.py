@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -78,8 +79,21 @@ class Server:
         return found
 
     @property
+    def command_lines(self) -> list[list[str]]:
+        """The arguments of each of these processes, those that end meanwhile left out."""
+        found = []
+        for process in self.processes:
+            with contextlib.suppress(psutil.Error):
+                found.append(process.cmdline() or [""])
+        return found
+
+    @property
     def tritonserver(self) -> psutil.Process | None:
-        return next((process for process in self.processes if process.name() == "tritonserver"), None)
+        for process in self.processes:
+            with contextlib.suppress(psutil.Error):
+                if process.name() == "tritonserver":
+                    return process
+        return None
 
     def wait_until(self, condition: Callable[[], object], what: str, seconds: float = READY_SECONDS) -> None:
         """Fails with the end of the log when the condition stays false, or the launcher ends before it comes true."""

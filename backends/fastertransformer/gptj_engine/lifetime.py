@@ -47,17 +47,26 @@ def remove_if_empty(directory: Path) -> None:
         directory.parent.rmdir()
 
 
+def own_server_pid() -> int:
+    """The process id of the server that started this stub. A stub's parent is another when the server has ended."""
+    return int(_stub_arguments(Path("/proc/self"))[5])
+
+
 def end_orphaned_stubs(server_pid: int) -> None:
     """Kill the stubs that a dead server left and remove their shared memory."""
     for process in Path("/proc").iterdir():
         if not process.name.isdecimal():
             continue
         with contextlib.suppress(OSError, IndexError):
-            arguments = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            arguments = _stub_arguments(process)
             region, parent = arguments[2], arguments[5]
             if Path(arguments[0]).name == STUB and parent == str(server_pid):
                 os.kill(int(process.name), signal.SIGKILL)
                 (SHARED_MEMORY / region.lstrip("/")).unlink(missing_ok=True)
+
+
+def _stub_arguments(process: Path) -> list[str]:
+    return (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
 
 
 def _poll(pidfd: int) -> select.poll:

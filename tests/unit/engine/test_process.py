@@ -276,3 +276,10 @@ def test_an_interpreter_that_does_not_exist_is_named(server: Server, make_checkp
     with pytest.raises(ConfigError, match=r"cannot be started with /nowhere/python3: No such file"):
         EngineClient(config, server.pid, "only")
     assert not server_directory(server).exists()
+
+
+def test_a_stub_knows_its_server_by_its_arguments_when_its_parent_is_another() -> None:
+    code = "import gptj_engine.lifetime; print(gptj_engine.lifetime.own_server_pid())"
+    arguments = [sys.executable, "-c", code, "three", "four", "4242"]  # the stub's fifth names the server
+    printed = subprocess.run(arguments, env={"PYTHONPATH": str(BACKEND)}, capture_output=True, check=True).stdout
+    assert printed.split() == [b"4242"]
