@@ -28,7 +28,7 @@ import torch
 from gptj_engine.config import DATA_TYPES, DEVICES, EngineConfig, ModelConfig
 from gptj_engine.engine import Engine
 from gptj_engine.errors import ConfigError, EngineError
-from gptj_engine.runner import choose_data_type, choose_device
+from gptj_engine.model_rank import choose_data_type, choose_device
 from gptj_engine.sampling_params import SamplingParams
 from gptj_engine.sequence import Sequence
 from gptj_engine.tensor_table import DTYPES

@@ -31,9 +31,9 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "backends" / "fastertr
 from gptj_engine.checkpoint_files import CONFIG_INI, CheckpointFiles, find_checkpoint_files
 from gptj_engine.config import ModelConfig
 from gptj_engine.errors import ConfigError
-from gptj_engine.fastertransformer import check_split, part_files, parts
+from gptj_engine.fastertransformer import part_files
 from gptj_engine.huggingface import views
-from gptj_engine.tensor_table import DTYPES, TensorSpec, gptj_tensors
+from gptj_engine.tensor_table import DTYPES, TensorSpec, check_split, gptj_tensors
 from gptj_engine.weights import WeightSource, open_weights
 
 COMPANIONS = (
@@ -191,10 +191,10 @@ def write_fastertransformer(
     with writer.bar:
         for tensor, meta in zip(tensors, metas, strict=True):
             names = part_files(tensor, tensor_para_size)
-            sizes = [part.numel() * part.itemsize for part in parts(tensor, meta, tensor_para_size)]
+            sizes = [part.numel() * part.itemsize for part in tensor.parts(meta, tensor_para_size)]
             missing = [name for name, size in zip(names, sizes, strict=True) if not writer.has(name, size)]
             whole = read(source, tensor, data_type) if missing else meta
-            for name, part in zip(names, parts(tensor, whole, tensor_para_size), strict=True):
+            for name, part in zip(names, tensor.parts(whole, tensor_para_size), strict=True):
                 if name in missing:
                     with create(partial / name) as file:
                         writer.write_tensor(file, part)

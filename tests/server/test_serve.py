@@ -107,6 +107,14 @@ def test_killing_tritonserver_ends_all_the_rest_and_is_reported(launch: Launch) 
     assert server.last_line == "serve.py: tritonserver was ended by SIGKILL"
 
 
+def test_two_ranks_write_the_text_of_one_and_end_with_the_server(server: Server, launch: Launch) -> None:
+    two = launch("--tensor-para-size=2", "--device=cpu").wait_until_ready()
+    assert sum("gptj_engine.sharded_model" in arguments for arguments in two.command_lines) == 1
+    assert generate(two, max_tokens=20)["text_output"] == generate(server, max_tokens=20)["text_output"]
+    assert two.stop() == 0
+    assert two.leftovers() == []
+
+
 def test_sigint_while_the_engine_starts_leaves_nothing_behind(launch: Launch) -> None:
     server = launch()
     server.wait_until(lambda: engine_is_running(server), "engine")

@@ -17,23 +17,28 @@ from torch import Tensor
 
 from gptj_engine.batch import AttentionGroup, Batch
 from gptj_engine.config import ModelConfig
+from gptj_engine.tensor_table import WHOLE, Shard
 
 PAGE_SIZE = 16  # tokens
 CONTEXT_CUT = 256  # positions summed at a time
 
 
 class KVCache:
-    """K and V of every layer: [pages, heads, head_size, PAGE_SIZE] and [pages, heads, PAGE_SIZE, head_size] each."""
+    """K and V of every layer: [pages, heads, head_size, PAGE_SIZE] and [pages, heads, PAGE_SIZE, head_size] each, of
+    the heads that a rank has.
+    """
 
-    def __init__(self, config: ModelConfig, num_pages: int, dtype: torch.dtype, device: torch.device) -> None:
-        shape = (config.num_layers, num_pages, config.num_heads)
+    def __init__(
+        self, config: ModelConfig, num_pages: int, dtype: torch.dtype, device: torch.device, shard: Shard = WHOLE
+    ) -> None:
+        shape = (config.num_layers, num_pages, config.num_heads // shard.size)
         self.keys = _zeros((*shape, config.head_size, PAGE_SIZE), dtype, device)
         self.values = _zeros((*shape, PAGE_SIZE, config.head_size), dtype, device)
 
     @staticmethod
-    def page_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    def page_bytes(config: ModelConfig, dtype: torch.dtype, shard: Shard = WHOLE) -> int:
         """Bytes that one page takes up in all layers together."""
-        return 2 * config.num_layers * config.hidden_size * PAGE_SIZE * dtype.itemsize
+        return 2 * config.num_layers * config.hidden_size // shard.size * PAGE_SIZE * dtype.itemsize
 
     def write(self, layer: int, batch: Batch, key: Tensor, value: Tensor) -> None:
         """Store K and V, [T, heads, head_size] each, of the batch's tokens."""

@@ -1,4 +1,4 @@
-"""One step's work as tensors: the packed tokens of many sequences, and where each reads and writes the KV cache.
+"""One step's work: as plain data, the plan that all ranks are told, and as tensors, the batch that a rank computes.
 
 Knows neither weights nor the cache's tensors. T tokens are packed without padding, sequence after sequence; those that
 decode come first. P is the number of pages in a group's page table, C = P * page_size the context it covers.
@@ -10,6 +10,7 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from itertools import groupby
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -18,13 +19,39 @@ from gptj_engine.scheduler import Scheduled
 from gptj_engine.sequence import Sequence
 
 
+class GroupPlan(msgspec.Struct):
+    """Sequences with equally many new tokens each, which attend together: P pages a table, `starts` the position of
+    each sequence's first new token.
+    """
+
+    first_row: int
+    num_tokens: int
+    starts: list[int]
+    tables: list[list[int]]
+
+
+class StepPlan(msgspec.Struct):
+    """What is computed: token ids, their positions, and the page and slot that takes the K and V of each, all [T].
+
+    `last_rows` are the rows whose logits are wanted; `copies` the pages, (from, to), to be copied before all else.
+    """
+
+    token_ids: list[int]
+    positions: list[int]
+    pages: list[int]
+    slots: list[int]
+    groups: list[GroupPlan]
+    last_rows: list[int]
+    copies: list[tuple[int, int]]
+
+
 @dataclass(frozen=True)
 class AttentionGroup:
-    """Sequences with equally many new tokens each, which attend together.
+    """A GroupPlan on the device.
 
-    `rows` are theirs among the T packed tokens. `head_pages` is int64 [sequences * heads * P]: for each sequence and
-    head the rows of the cache, seen as [pages * heads, …], that hold its context in order. `mask` is float32
-    [sequences, 1, tokens each, C], 0 where a token sees a position and -inf where it does not.
+    `rows` are its sequences' among the T packed tokens. `head_pages` is int64 [sequences * heads * P]: for each
+    sequence and head the rows of the cache, seen as [pages * heads, …], that hold its context in order. `mask` is
+    float32 [sequences, 1, tokens each, C], 0 where a token sees a position and -inf where it does not.
     """
 
     rows: slice
@@ -36,10 +63,8 @@ class AttentionGroup:
 
 @dataclass(frozen=True)
 class Batch:
-    """All tensors int64: `token_ids`, `positions`, `pages` and `slots` (where K and V are written) [T]; `last_rows`
+    """A StepPlan on the device. All tensors int64: `token_ids`, `positions`, `pages` and `slots` [T]; `last_rows`
     [samples].
-
-    `last_rows` are the rows whose logits are wanted, those of `sampling` in the same order.
     """
 
     token_ids: Tensor
@@ -48,45 +73,57 @@ class Batch:
     slots: Tensor
     groups: list[AttentionGroup]
     last_rows: Tensor
-    sampling: list[Sequence]
 
 
-def build_batch(step: SequenceOf[Scheduled], pool: PagePool, num_heads: int, device: torch.device) -> Batch:
-    """Pack a step; each scheduled sequence must own the pages of all its tokens."""
+def plan_step(step: SequenceOf[Scheduled], pool: PagePool) -> tuple[StepPlan, list[Sequence]]:
+    """Pack a step, and take the page copies that wait; each scheduled sequence must own the pages of all its tokens.
+
+    Returns with the plan the sequences of its `last_rows`, in the same order.
+    """
     ordered = sorted(step, key=lambda scheduled: _group_key(scheduled, pool))
-    token_ids: list[int] = []
-    positions: list[int] = []
-    pages: list[int] = []
-    slots: list[int] = []
-    last_rows: list[int] = []
-    groups: list[AttentionGroup] = []
+    plan = StepPlan([], [], [], [], [], [], pool.copies[:])
+    pool.copies.clear()
     for (num_tokens, table_size, _), members in groupby(ordered, key=lambda scheduled: _group_key(scheduled, pool)):
-        first_row = len(token_ids)
-        tables, starts = [], []
+        group = GroupPlan(len(plan.token_ids), num_tokens, [], [])
         for scheduled in members:
             sequence, start = scheduled.sequence, scheduled.sequence.num_cached
-            token_ids += sequence.tokens(start, start + num_tokens)
+            plan.token_ids += sequence.tokens(start, start + num_tokens)
             for position in range(start, start + num_tokens):
-                positions.append(position)
-                pages.append(sequence.pages[position // pool.page_size])
-                slots.append(position % pool.page_size)
-            tables.append(sequence.pages[:table_size] + [0] * (table_size - len(sequence.pages)))
-            starts.append(start)
+                plan.positions.append(position)
+                plan.pages.append(sequence.pages[position // pool.page_size])
+                plan.slots.append(position % pool.page_size)
+            group.tables.append(sequence.pages[:table_size] + [0] * (table_size - len(sequence.pages)))
+            group.starts.append(start)
             if scheduled.samples:
-                last_rows.append(len(token_ids) - 1)
-        rows = slice(first_row, len(token_ids))
-        head_pages = torch.tensor(tables)[:, None] * num_heads + torch.arange(num_heads)[:, None]
-        mask = _causal_mask(starts, num_tokens, table_size * pool.page_size)
-        groups.append(AttentionGroup(rows, len(tables), table_size, head_pages.flatten().to(device), mask.to(device)))
-    packed = torch.tensor([token_ids, positions, pages, slots], device=device)
+                plan.last_rows.append(len(plan.token_ids) - 1)
+        plan.groups.append(group)
+    return plan, [scheduled.sequence for scheduled in ordered if scheduled.samples]
+
+
+def build_batch(plan: StepPlan, num_heads: int, page_size: int, device: torch.device) -> Batch:
+    """The plan as tensors, for a cache of `num_heads` heads."""
+    packed = torch.tensor([plan.token_ids, plan.positions, plan.pages, plan.slots], device=device)
     return Batch(
         token_ids=packed[0],
         positions=packed[1],
         pages=packed[2],
         slots=packed[3],
-        groups=groups,
-        last_rows=torch.tensor(last_rows, dtype=torch.int64, device=device),
-        sampling=[scheduled.sequence for scheduled in ordered if scheduled.samples],
+        groups=[_build_group(group, num_heads, page_size, device) for group in plan.groups],
+        last_rows=torch.tensor(plan.last_rows, dtype=torch.int64, device=device),
+    )
+
+
+def _build_group(plan: GroupPlan, num_heads: int, page_size: int, device: torch.device) -> AttentionGroup:
+    tables = torch.tensor(plan.tables)
+    num_sequences, num_pages = tables.shape
+    head_pages = tables[:, None] * num_heads + torch.arange(num_heads)[:, None]
+    mask = _causal_mask(plan.starts, plan.num_tokens, num_pages * page_size)
+    return AttentionGroup(
+        rows=slice(plan.first_row, plan.first_row + num_sequences * plan.num_tokens),
+        num_sequences=num_sequences,
+        num_pages=num_pages,
+        head_pages=head_pages.flatten().to(device),
+        mask=mask.to(device),
     )
 
 

@@ -44,14 +44,14 @@ def engine_directory(config: EngineConfig, server_pid: int) -> Path:
     return Path(tempfile.gettempdir()) / f"gptj-engine-{server_pid}" / digest
 
 
-def cpu_settings() -> dict[str, str]:
-    """How torch uses the processor, unless the environment says otherwise.
+def cpu_settings(ranks: int = 1) -> dict[str, str]:
+    """How torch uses the processor in each of `ranks` processes, unless the environment says otherwise.
 
     One core is left to the server's processes, and a thread that waits for another does not spin: it would take the
     core from the one that it waits for. With several threads, a power of two of them and MKL's strict mode keep a row's
     result, bit for bit, from depending on how many rows there are (oneMKL, Conditional Numerical Reproducibility).
     """
-    spare_cores = max(1, len(os.sched_getaffinity(0)) - 1)
+    spare_cores = max(1, (len(os.sched_getaffinity(0)) - 1) // ranks)
     threads = 1 << (spare_cores.bit_length() - 1)
     strict = {"MKL_CBWR": "AUTO,STRICT"} if threads > 1 else {}
     return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"} | strict
@@ -195,7 +195,7 @@ class EngineClient:
             command += ["--directory", str(self._directory), "--server-pid", str(self._server_pid)]
             command += ["--door-pid", str(os.getpid())]
             path = os.pathsep.join(filter(None, [str(PACKAGE_PARENT), os.environ.get("PYTHONPATH")]))
-            environment = cpu_settings() | os.environ | {"PYTHONPATH": path}
+            environment = cpu_settings(self._config.tensor_para_size) | os.environ | {"PYTHONPATH": path}
             try:
                 self._child = subprocess.Popen(
                     command, env=environment, start_new_session=True, stdin=subprocess.DEVNULL

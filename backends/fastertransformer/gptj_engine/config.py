@@ -226,7 +226,6 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         only: dict[str, tuple[object, ...]] = {
-            "tensor_para_size": (1,),
             "pipeline_para_size": (1,),
             "data_type": DATA_TYPES,
             "model_type": ("GPT-J",),
@@ -238,7 +237,7 @@ class EngineConfig:
             value = getattr(self, name)
             if value not in allowed:
                 raise ConfigError(f"parameter {name} is {value!r}, allowed: {', '.join(map(str, allowed))}")
-        least = {"kv_cache_gib": 0, "step_tokens": 1, "max_sequences": 1, "context_length": 0}
+        least = {"tensor_para_size": 1, "kv_cache_gib": 0, "step_tokens": 1, "max_sequences": 1, "context_length": 0}
         for name, minimum in least.items():
             if not minimum <= getattr(self, name) < math.inf:
                 raise ConfigError(f"parameter {name} is {getattr(self, name)}, allowed: {minimum} or more, and finite")

@@ -89,6 +89,10 @@ class Engine:
         self.scheduler.replace(first.group, beams)
         return [] if beams else self._searches.pop(first.key).result()
 
+    def close(self) -> None:
+        """Let go of the model's other processes, if it has some. Nothing else may be called afterwards."""
+        self._runner.close()
+
     def check_integrity(self) -> None:
         """Assert that no page of the KV cache leaked."""
         self._runner.pool.check_integrity(self.scheduler)

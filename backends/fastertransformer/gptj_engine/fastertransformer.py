@@ -14,7 +14,7 @@ from torch import Tensor
 from gptj_engine.checkpoint_files import CONFIG_INI
 from gptj_engine.config import ModelConfig, read_config_ini
 from gptj_engine.errors import ConfigError
-from gptj_engine.tensor_table import DTYPES, TensorSpec, gptj_tensors
+from gptj_engine.tensor_table import DTYPES, TensorSpec, check_split, gptj_tensors
 
 RANK = re.compile(r"model\.layers\.\d+\..*\.(\d+)\.bin")
 
@@ -24,18 +24,6 @@ def part_files(tensor: TensorSpec, tensor_para_size: int) -> list[str]:
     if tensor.split is None:
         return [f"model.{tensor.name}.bin"]
     return [f"model.{tensor.name}.{rank}.bin" for rank in range(tensor_para_size)]
-
-
-def parts(tensor: TensorSpec, whole: Tensor, tensor_para_size: int) -> list[Tensor]:
-    """What those files hold, in the same order, as views of `whole`."""
-    return [whole] if tensor.split is None else list(whole.tensor_split(tensor_para_size, dim=tensor.split))
-
-
-def check_split(config: ModelConfig, tensor_para_size: int) -> None:
-    """ConfigError unless that many GPUs can share the heads and the inner size evenly."""
-    for name, size in (("heads", config.num_heads), ("inner size", config.inner_size)):
-        if tensor_para_size < 1 or size % tensor_para_size:
-            raise ConfigError(f"a split into {tensor_para_size} does not divide the {name}, {size}")
 
 
 class FasterTransformerWeights:
@@ -61,7 +49,7 @@ class FasterTransformerWeights:
     def copy(self, name: str, destination: Tensor) -> None:
         """Fill `destination`, whose shape is the table's, with the tensor `name`, converted to its type and device."""
         tensor = self._tensors[name]
-        views = parts(tensor, destination, self._tensor_para_size)
+        views = tensor.parts(destination, self._tensor_para_size)
         for file, view in zip(part_files(tensor, self._tensor_para_size), views, strict=True):
             path = str(self._directory / file)
             stored = torch.from_file(path, shared=False, size=view.numel(), dtype=DTYPES[self.data_type])
@@ -70,7 +58,7 @@ class FasterTransformerWeights:
     def _check(self, tensor: TensorSpec, sizes: dict[str, int]) -> None:
         """Compare the files of a tensor with what they must be, and take them from `sizes`."""
         meta = torch.empty(tensor.shape, dtype=DTYPES[self.data_type], device="meta")
-        views = parts(tensor, meta, self._tensor_para_size)
+        views = tensor.parts(meta, self._tensor_para_size)
         for file, view in zip(part_files(tensor, self._tensor_para_size), views, strict=True):
             expected, found = view.numel() * view.itemsize, sizes.pop(file, None)
             if found != expected:

@@ -12,6 +12,8 @@ import contextlib
 import os
 import select
 import signal
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -35,9 +37,17 @@ def has_ended(pidfd: int) -> bool:
     return bool(_poll(pidfd).poll(0))
 
 
-def wait_until_ended(pidfd: int) -> None:
-    """Return when the process has ended."""
-    _poll(pidfd).poll()
+def when_ended(pid: int, act: Callable[[], None]) -> None:
+    """Call `act` on a thread of its own when process `pid` has ended, whatever this process does meanwhile."""
+    pidfd = open_pidfd(pid)
+
+    def wait() -> None:
+        if pidfd is not None:
+            _poll(pidfd).poll()
+            os.close(pidfd)
+        act()
+
+    threading.Thread(target=wait, name=f"watch-{pid}", daemon=True).start()
 
 
 def remove_if_empty(directory: Path) -> None:

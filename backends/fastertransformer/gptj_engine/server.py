@@ -9,13 +9,13 @@ start, DIR/error.txt says why.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import logging
 import os
 import shutil
 import signal
 import sys
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ from gptj_engine import messages
 from gptj_engine.config import EngineConfig
 from gptj_engine.engine import Engine
 from gptj_engine.errors import EngineError, InvalidRequestError
-from gptj_engine.lifetime import end_orphaned_stubs, open_pidfd, remove_if_empty, wait_until_ended
+from gptj_engine.lifetime import end_orphaned_stubs, open_pidfd, remove_if_empty, when_ended
 from gptj_engine.sequence import Sequence
 
 STUBS_END_BY_THEMSELVES = 0.5  # seconds in which they do, unless the server was killed
@@ -168,18 +168,15 @@ def remove_files(directory: Path) -> None:
 
 
 def end_with_server(server_pid: int, directory: Path) -> None:
-    """Start a thread that ends this process when the server has ended, even while weights load or a step hangs."""
-    pidfd = open_pidfd(server_pid)
+    """Make this process end when the server has ended, even while weights load or a step hangs."""
 
-    def watch() -> None:
-        if pidfd is not None:
-            wait_until_ended(pidfd)
+    def end() -> None:
         time.sleep(STUBS_END_BY_THEMSELVES)
         end_orphaned_stubs(server_pid)
         shutil.rmtree(directory.parent, ignore_errors=True)
         os._exit(0)
 
-    threading.Thread(target=watch, name="server-watch", daemon=True).start()
+    when_ended(server_pid, end)
 
 
 def main() -> int:
@@ -197,8 +194,9 @@ def main() -> int:
     try:
         started = time.monotonic()
         engine = Engine(EngineConfig.from_json(arguments.config))
-        log.info("model loaded in %.1f s, %s", time.monotonic() - started, engine.summary())
-        server.run(engine)
+        with contextlib.closing(engine):
+            log.info("model loaded in %.1f s, %s", time.monotonic() - started, engine.summary())
+            server.run(engine)
     except EngineError as error:
         (arguments.directory / "error.txt").write_text(str(error))
         return 1

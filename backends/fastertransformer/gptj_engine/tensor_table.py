@@ -9,10 +9,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from gptj_engine.config import ModelConfig
+from gptj_engine.errors import ConfigError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The part of a model that one rank has, of `size` ranks that share it evenly (tensor parallelism)."""
+
+    rank: int = 0
+    size: int = 1
+
+
+WHOLE = Shard()
 
 
 @dataclass(frozen=True)
@@ -24,6 +37,17 @@ class TensorSpec:
     name: str
     shape: tuple[int, ...]
     split: int | None = None
+
+    def parts(self, whole: Tensor, tensor_para_size: int) -> list[Tensor]:
+        """What each rank has of a tensor that is split, as views of `whole`; of any other the one that all have."""
+        return [whole] if self.split is None else list(whole.tensor_split(tensor_para_size, dim=self.split))
+
+
+def check_split(config: ModelConfig, tensor_para_size: int) -> None:
+    """ConfigError unless that many GPUs can share the heads and the inner size evenly."""
+    for name, size in (("heads", config.num_heads), ("inner size", config.inner_size)):
+        if tensor_para_size < 1 or size % tensor_para_size:
+            raise ConfigError(f"a split into {tensor_para_size} does not divide the {name}, {size}")
 
 
 def gptj_tensors(config: ModelConfig) -> dict[str, TensorSpec]:

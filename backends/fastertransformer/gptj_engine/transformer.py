@@ -7,6 +7,7 @@ Source: Wang and Komatsuzaki (2021), GPT-J-6B; the operations and their order ar
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,9 +23,10 @@ MOST_CPU_ROWS = 128
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One block: H hidden size, F inner size. Matrices are [in, out], as FasterTransformer stores them.
+    """One block: H hidden size; A the size of a rank's heads together, F of its part of the MLP (with one rank H and
+    the inner size). Matrices are [in, out], as FasterTransformer stores them.
 
-    `in_weight` [H, 3H + F] is q, k, v and fc_in side by side; `out_weight` [H + F, H] is out_proj above fc_out.
+    `in_weight` [H, 3A + F] is q, k, v and fc_in side by side; `out_weight` [A + F, H] is out_proj above fc_out.
     """
 
     norm_weight: Tensor
@@ -33,6 +35,11 @@ class LayerWeights:
     in_bias: Tensor
     out_weight: Tensor
     out_bias: Tensor
+
+    @property
+    def heads_size(self) -> int:
+        """A: in_weight has it three times in its columns, out_weight once in its rows."""
+        return (self.in_weight.shape[1] - self.out_weight.shape[0]) // 2
 
 
 @dataclass(frozen=True)
@@ -48,35 +55,47 @@ class ModelWeights:
 
 
 class Transformer:
-    """GPT-J as a function of a batch and a KV cache."""
+    """GPT-J as a function of a batch and a KV cache, or one rank's part of it.
 
-    def __init__(self, config: ModelConfig, weights: ModelWeights) -> None:
+    `add_up` sums a tensor over all ranks; each calls it once a layer, for the block is parallel.
+    """
+
+    def __init__(
+        self, config: ModelConfig, weights: ModelWeights, add_up: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         self.config = config
         self.weights = weights
+        self._add_up = add_up
         self.rotations = rotary_table(config, weights.embedding.device)
 
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         """Write the batch's K and V to the cache; returns float32 logits [samples, V] of `batch.last_rows`."""
+        hidden = self.hidden_states(batch, cache)[batch.last_rows]
+        hidden = self._norm(hidden, self.weights.norm_weight, self.weights.norm_bias)
+        return linear(hidden, self.weights.head_weight, self.weights.head_bias).float()
+
+    def hidden_states(self, batch: Batch, cache: KVCache) -> Tensor:
+        """Write the batch's K and V to the cache; returns what the last layer makes of each token, [T, H]."""
         hidden = functional.embedding(batch.token_ids, self.weights.embedding)
         rotations = self.rotations[batch.positions][:, None]
         for number, layer in enumerate(self.weights.layers):
             hidden = hidden + self._block(number, layer, hidden, rotations, batch, cache)
-        hidden = self._norm(hidden[batch.last_rows], self.weights.norm_weight, self.weights.norm_bias)
-        return linear(hidden, self.weights.head_weight, self.weights.head_bias).float()
+        return hidden
 
     def _block(
         self, number: int, layer: LayerWeights, hidden: Tensor, rotations: Tensor, batch: Batch, cache: KVCache
     ) -> Tensor:
         config = self.config
         normed = self._norm(hidden, layer.norm_weight, layer.norm_bias)
-        projected = linear(normed, layer.in_weight, layer.in_bias)  # [T, 3H + F]
-        heads = projected[:, : 3 * config.hidden_size].unflatten(1, (3, config.num_heads, config.head_size))
+        projected = linear(normed, layer.in_weight, layer.in_bias)  # [T, 3A + F]
+        heads = projected[:, : 3 * layer.heads_size].unflatten(1, (3, -1, config.head_size))
         rotate(heads[:, :2], rotations[:, None])
         query, key, value = heads.unbind(1)
         cache.write(number, batch, key, value)
         attended = cache.attend(number, batch, query).flatten(1)
-        activated = functional.gelu(projected[:, 3 * config.hidden_size :], approximate="tanh")
-        return linear(torch.cat((attended, activated), dim=1), layer.out_weight, layer.out_bias)
+        activated = functional.gelu(projected[:, 3 * layer.heads_size :], approximate="tanh")
+        result = linear(torch.cat((attended, activated), dim=1), layer.out_weight, layer.out_bias)
+        return result if self._add_up is None else self._add_up(result)
 
     def _norm(self, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return functional.layer_norm(hidden, (self.config.hidden_size,), weight, bias, self.config.layer_norm_eps)

@@ -15,7 +15,7 @@ from gptj_engine.checkpoint_files import find_checkpoint_files
 from gptj_engine.config import ModelConfig
 from gptj_engine.fastertransformer import FasterTransformerWeights
 from gptj_engine.huggingface import HuggingFaceWeights
-from gptj_engine.tensor_table import gptj_tensors
+from gptj_engine.tensor_table import WHOLE, Shard, gptj_tensors
 from gptj_engine.transformer import LayerWeights, ModelWeights
 
 
@@ -38,42 +38,56 @@ def open_weights(checkpoint: Path, config: ModelConfig) -> WeightSource:
     return HuggingFaceWeights(files.directory, config)
 
 
-def load_weights(checkpoint: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> ModelWeights:
-    """Load all weights as `dtype` to `device`; never holds more than one tensor besides the result.
+def load_weights(
+    checkpoint: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device, shard: Shard = WHOLE
+) -> ModelWeights:
+    """Load a rank's weights as `dtype` to `device`; never holds more than one tensor besides the result.
 
     Raises ConfigError naming the file, what was expected and what was found.
     """
     source = open_weights(checkpoint, config)
     tensors = gptj_tensors(config)
-    hidden, inner = config.hidden_size, config.inner_size
+    hidden, inner = config.hidden_size, config.inner_size // shard.size
+    attention = hidden // shard.size  # the heads of this rank
+
+    def fill(name: str, destination: Tensor) -> None:
+        spec = tensors[name]
+        if shard.size == 1 or spec.split is None:
+            source.copy(name, destination)
+            return
+        whole = torch.empty(spec.shape, dtype=dtype, device=device)
+        source.copy(name, whole)
+        destination.copy_(spec.parts(whole, shard.size)[shard.rank])
 
     def load(name: str) -> Tensor:
         tensor = torch.empty(tensors[name].shape, dtype=dtype, device=device)
-        source.copy(name, tensor)
+        fill(name, tensor)
         return tensor
 
     def load_layer(number: int) -> LayerWeights:
         layer = f"layers.{number}."
-        in_weight = torch.empty(hidden, 3 * hidden + inner, dtype=dtype, device=device)
-        query_key_value = in_weight[:, : 3 * hidden].unflatten(1, (3, hidden))
-        source.copy(f"{layer}attention.query_key_value.weight", query_key_value)
-        source.copy(f"{layer}mlp.dense_h_to_4h.weight", in_weight[:, 3 * hidden :])
-        in_bias = torch.zeros(3 * hidden + inner, dtype=dtype, device=device)
-        source.copy(f"{layer}mlp.dense_h_to_4h.bias", in_bias[3 * hidden :])
-        out_weight = torch.empty(hidden + inner, hidden, dtype=dtype, device=device)
-        source.copy(f"{layer}attention.dense.weight", out_weight[:hidden])
-        source.copy(f"{layer}mlp.dense_4h_to_h.weight", out_weight[hidden:])
+        in_weight = torch.empty(hidden, 3 * attention + inner, dtype=dtype, device=device)
+        fill(f"{layer}attention.query_key_value.weight", in_weight[:, : 3 * attention].unflatten(1, (3, attention)))
+        fill(f"{layer}mlp.dense_h_to_4h.weight", in_weight[:, 3 * attention :])
+        in_bias = torch.zeros(3 * attention + inner, dtype=dtype, device=device)
+        fill(f"{layer}mlp.dense_h_to_4h.bias", in_bias[3 * attention :])
+        out_weight = torch.empty(attention + inner, hidden, dtype=dtype, device=device)
+        fill(f"{layer}attention.dense.weight", out_weight[:attention])
+        fill(f"{layer}mlp.dense_4h_to_h.weight", out_weight[attention:])
+        out_bias = load(f"{layer}mlp.dense_4h_to_h.bias")
+        if shard.rank > 0:
+            out_bias.zero_()  # the ranks' results are added up, and it belongs in there once
         return LayerWeights(
             norm_weight=load(f"{layer}input_layernorm.weight"),
             norm_bias=load(f"{layer}input_layernorm.bias"),
             in_weight=in_weight,
             in_bias=in_bias,
             out_weight=out_weight,
-            out_bias=load(f"{layer}mlp.dense_4h_to_h.bias"),
+            out_bias=out_bias,
         )
 
     head_weight = torch.empty(hidden, config.vocab_size, dtype=dtype, device=device)
-    source.copy("lm_head.weight", head_weight.T)
+    fill("lm_head.weight", head_weight.T)
     return ModelWeights(
         embedding=load("wte"),
         layers=[load_layer(number) for number in range(config.num_layers)],

@@ -57,7 +57,7 @@ def test_an_unknown_parameter_is_refused_and_the_known_ones_are_named() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("tensor_para_size", "2", "tensor_para_size is 2, allowed: 1"),
+        ("tensor_para_size", "0", "tensor_para_size is 0, allowed: 1 or more"),
         ("pipeline_para_size", "0", "pipeline_para_size is 0, allowed: 1"),
         ("data_type", "fp8", "data_type is 'fp8', allowed: auto, fp32, fp16, bf16"),
         ("model_type", "GPT-NeoX", "model_type is 'GPT-NeoX', allowed: GPT-J"),

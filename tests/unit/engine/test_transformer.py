@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from gptj_engine.attention import PAGE_SIZE, KVCache
-from gptj_engine.batch import build_batch
+from gptj_engine.batch import build_batch, plan_step
 from gptj_engine.config import EngineConfig, ModelConfig
 from gptj_engine.engine import Engine
 from gptj_engine.kv_pages import PagePool
@@ -48,10 +48,10 @@ class Steps:
         """One step: the next tokens of each sequence; returns the logits [tokens, V] by the sequence's id()."""
         for sequence, num_tokens in chunks:
             assert self.pool.grow(sequence, sequence.num_cached + num_tokens)
-        batch = build_batch([Scheduled(*chunk) for chunk in chunks], self.pool, self.config.num_heads, CPU)
-        owners = [self._owner(page, chunks) for page in batch.pages.tolist()]
-        every_row = type(batch)(**{**vars(batch), "last_rows": torch.arange(len(owners))})
-        logits = self.transformer.forward(every_row, self.cache)
+        plan, _ = plan_step([Scheduled(*chunk) for chunk in chunks], self.pool)
+        owners = [self._owner(page, chunks) for page in plan.pages]
+        plan.last_rows = list(range(len(owners)))
+        logits = self.transformer.forward(build_batch(plan, self.config.num_heads, PAGE_SIZE, CPU), self.cache)
         for sequence, num_tokens in chunks:
             sequence.num_cached += num_tokens
         return {
