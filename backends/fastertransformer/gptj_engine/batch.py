@@ -32,6 +32,7 @@ class GroupPlan(msgspec.Struct):
 
 class StepPlan(msgspec.Struct):
     """What is computed: token ids, their positions, and the page and slot that takes the K and V of each, all [T].
+    Instead of an id, -1 - i stands for the i-th token that the step before samples.
 
     `last_rows` are the rows whose logits are wanted; `copies` the pages, (from, to), to be copied before all else.
     """
@@ -75,11 +76,15 @@ class Batch:
     last_rows: Tensor
 
 
-def plan_step(step: SequenceOf[Scheduled], pool: PagePool) -> tuple[StepPlan, list[Sequence]]:
+def plan_step(
+    step: SequenceOf[Scheduled], pool: PagePool, sampled: SequenceOf[Sequence] = ()
+) -> tuple[StepPlan, list[Sequence]]:
     """Pack a step, and take the page copies that wait; each scheduled sequence must own the pages of all its tokens.
 
-    Returns with the plan the sequences of its `last_rows`, in the same order.
+    `sampled` are the sequences that the step before samples for, in order: the place of one among them stands for its
+    token in flight. Returns with the plan the sequences of its `last_rows`, in the same order.
     """
+    place = {id(sequence): index for index, sequence in enumerate(sampled)}
     ordered = sorted(step, key=lambda scheduled: _group_key(scheduled, pool))
     plan = StepPlan([], [], [], [], [], [], pool.copies[:])
     pool.copies.clear()
@@ -88,6 +93,8 @@ def plan_step(step: SequenceOf[Scheduled], pool: PagePool) -> tuple[StepPlan, li
         for scheduled in members:
             sequence, start = scheduled.sequence, scheduled.sequence.num_cached
             plan.token_ids += sequence.tokens(start, start + num_tokens)
+            if sequence.in_flight:
+                plan.token_ids.append(-1 - place[id(sequence)])
             for position in range(start, start + num_tokens):
                 plan.positions.append(position)
                 plan.pages.append(sequence.pages[position // pool.page_size])

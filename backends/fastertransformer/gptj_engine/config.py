@@ -6,7 +6,7 @@ import configparser
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -204,8 +204,8 @@ class EngineConfig:
     """The settings of one engine: FasterTransformer's parameters of `config.pbtxt`, then this backend's own.
 
     `kv_cache_gib` bounds the KV cache; 0 means 1 GiB on a CPU and all that is left on a GPU. `step_tokens` is the most
-    tokens of prompts that one step computes, so that a long prompt does not stall running requests; `max_sequences` is
-    the most sequences that run at once. `context_length` in tokens and `tokenizer_dir` are for a checkpoint that does
+    tokens of prompts that one step computes, so that a long prompt does not stall running requests (0 means 256 on a
+    CPU and 2048 on a GPU); `max_sequences` is the most sequences that run at once (0 means 128 and 256). `context_length` in tokens and `tokenizer_dir` are for a checkpoint that does
     not say the one and lacks the other; 0 and the empty string mean the checkpoint's own.
     """
 
@@ -219,8 +219,8 @@ class EngineConfig:
     device: str = "auto"
     engine_python: str = "python3"
     kv_cache_gib: float = 0.0
-    step_tokens: int = 256
-    max_sequences: int = 128
+    step_tokens: int = 0
+    max_sequences: int = 0
     context_length: int = 0
     tokenizer_dir: str = ""
 
@@ -237,10 +237,17 @@ class EngineConfig:
             value = getattr(self, name)
             if value not in allowed:
                 raise ConfigError(f"parameter {name} is {value!r}, allowed: {', '.join(map(str, allowed))}")
-        least = {"tensor_para_size": 1, "kv_cache_gib": 0, "step_tokens": 1, "max_sequences": 1, "context_length": 0}
+        least = {"tensor_para_size": 1, "kv_cache_gib": 0, "step_tokens": 0, "max_sequences": 0, "context_length": 0}
         for name, minimum in least.items():
             if not minimum <= getattr(self, name) < math.inf:
                 raise ConfigError(f"parameter {name} is {getattr(self, name)}, allowed: {minimum} or more, and finite")
+
+    def for_device(self, is_gpu: bool) -> EngineConfig:
+        """The same with the sizes of a step, where they were left open, that suit a GPU or a CPU."""
+        step_tokens, max_sequences = (2048, 256) if is_gpu else (256, 128)
+        return replace(
+            self, step_tokens=self.step_tokens or step_tokens, max_sequences=self.max_sequences or max_sequences
+        )
 
     @property
     def checkpoint(self) -> Path:

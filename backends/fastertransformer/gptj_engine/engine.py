@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Hashable
 
 from gptj_engine.beam import BeamSearch
 from gptj_engine.config import EngineConfig, ModelConfig
-from gptj_engine.runner import Runner
+from gptj_engine.model_rank import choose_device
+from gptj_engine.runner import Launched, make_runner
 from gptj_engine.sampler import Sampled
 from gptj_engine.sampling_params import Limits
 from gptj_engine.scheduler import Scheduler
@@ -19,9 +21,10 @@ class Engine:
 
     def __init__(self, config: EngineConfig) -> None:
         """Load the checkpoint; ConfigError when that cannot be done."""
+        config = config.for_device(is_gpu=choose_device(config.device).type == "cuda")
         self.model = ModelConfig.read(config.checkpoint, config.context_length)
         self._token_bytes = load_token_bytes(config.tokenizer, self.model.vocab_size)
-        self._runner = Runner(config, self.model)
+        self._runner = make_runner(config, self.model)
         pool = self._runner.pool
         self.limits = Limits(
             vocab_size=self.model.vocab_size,
@@ -32,10 +35,11 @@ class Engine:
         )
         self.scheduler = Scheduler(pool, config.step_tokens, config.max_sequences)
         self._searches: dict[Hashable, BeamSearch] = {}
+        self._launched: deque[Launched] = deque()
 
     @property
     def busy(self) -> bool:
-        return len(self.scheduler) > 0
+        return len(self.scheduler) > 0 or len(self._launched) > 0
 
     def summary(self) -> str:
         """One line for a log: the device, and how many tokens the KV cache holds."""
@@ -63,10 +67,30 @@ class Engine:
         return search.result()[: search.params.beam_width]
 
     def step(self) -> list[list[Sequence]]:
-        """Compute one token of every sequence that can have one; returns the requests that ended, best result first."""
-        ended = []
+        """Compute one token of every sequence that can have one; returns the requests that ended, best result first.
+
+        Where the runner can, the next step is launched before this one's tokens are known, so that a GPU never waits;
+        what a step computed for a sequence that had ended by then is dropped.
+        """
+        ended = [] if self._runner.runs_ahead_of(self.scheduler.running) else self._collect(leave=0)
+        step = self.scheduler.schedule()
+        if step:
+            self._launched.append(self._runner.launch(step))
+        return ended + self._collect(leave=self._runner.depth if step else 0)
+
+    def _collect(self, leave: int) -> list[list[Sequence]]:
+        """Take the tokens of the steps under way, except for the `leave` last ones; returns the requests that ended."""
+        ended: list[list[Sequence]] = []
+        while len(self._launched) > leave:
+            ended += self._take(self._runner.collect(self._launched.popleft()))
+        return ended
+
+    def _take(self, chosen: list[tuple[Sequence, list[Sampled]]]) -> list[list[Sequence]]:
+        ended: list[list[Sequence]] = []
         beams: dict[Hashable, list[tuple[Sequence, list[Sampled]]]] = {}
-        for sequence, choices in self._runner.run(self.scheduler.schedule()):
+        for sequence, choices in chosen:
+            if sequence.finish_reason is not None:
+                continue
             if sequence.params.beam_width > 1:
                 beams.setdefault(sequence.key, []).append((sequence, choices))
                 continue

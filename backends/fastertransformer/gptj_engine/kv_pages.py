@@ -51,6 +51,7 @@ class PagePool:
                 break
             self._use(page)
             sequence.pages.append(page)
+        sequence.num_shared = len(sequence.pages)
         sequence.num_cached = len(sequence.pages) * self.page_size
 
     def is_coming(self, sequence: Sequence) -> bool:
@@ -75,33 +76,36 @@ class PagePool:
             self._leave(page)
         for _ in range(missing):
             sequence.pages.append(self._take())
-        for index in range(first_written, num_tokens // self.page_size):
+        for index in range(first_written, min(num_tokens, sequence.num_known) // self.page_size):
             self._coming.add(self._key(sequence, index))
         return True
 
     def computed(self, sequence: Sequence, num_tokens: int) -> None:
-        """Note that `num_tokens` more tokens of `sequence` have their K and V in its pages; full pages are shared."""
-        first = sequence.num_cached // self.page_size
+        """Note that `num_tokens` more tokens of `sequence` have their K and V in its pages, or will have when the steps
+        under way are done; full pages are shared once all of their tokens are known.
+        """
         sequence.num_cached += num_tokens
-        for index in range(first, sequence.num_cached // self.page_size):
+        full = min(sequence.num_cached, sequence.num_known) // self.page_size
+        for index in range(sequence.num_shared, full):
             key, page = self._key(sequence, index), sequence.pages[index]
             if key not in self._page_of:
                 self._page_of[key] = page
                 self._key_of[page] = key
+        sequence.num_shared = max(sequence.num_shared, full)
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """Let `child`, a copy of `parent`, use the pages of it too."""
         for page in parent.pages:
             self._use(page)
         child.pages = list(parent.pages)
-        child.num_cached = parent.num_cached
+        child.num_cached, child.num_shared = parent.num_cached, parent.num_shared
 
     def release(self, sequence: Sequence) -> None:
         """Take the pages of `sequence` back; the first ones are kept longest, because more can share them."""
         for page in reversed(sequence.pages):
             self._leave(page)
         sequence.pages = []
-        sequence.num_cached = 0
+        sequence.num_cached = sequence.num_shared = 0
 
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:
         """Assert that every page is free, or used by as many of `sequences` as is counted, and every key leads back."""

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from typing import Protocol
+
 import torch
+from torch import Tensor
 
 from gptj_engine.attention import PAGE_SIZE
-from gptj_engine.batch import plan_step
+from gptj_engine.batch import StepPlan, plan_step
 from gptj_engine.config import EngineConfig, ModelConfig
 from gptj_engine.errors import ConfigError
 from gptj_engine.kv_pages import PagePool
+from gptj_engine.model_rank import choose_device
 from gptj_engine.sampler import Sampled, sample
 from gptj_engine.sampling_params import SamplingParams
 from gptj_engine.scheduler import Scheduled
@@ -18,12 +25,37 @@ from gptj_engine.sharded_model import ShardedModel
 DEFAULT_CPU_MEMORY = 2**30  # bytes for the KV cache of a rank; the system hands them out as they are used
 
 
+class Model(Protocol):
+    """What a runner needs of a model, however many processes and kernels it is made of."""
+
+    device: torch.device
+
+    @property
+    def page_bytes(self) -> int: ...
+    def allocate(self, num_pages: int) -> None: ...
+    def forward(self, plan: StepPlan) -> Tensor: ...
+    def measure(self, plan: StepPlan, use: Callable[[Tensor], object]) -> int: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A step under way. `take` waits for what was chosen for each of `sequences`."""
+
+    sequences: list[Sequence]
+    take: Callable[[], list[list[Sampled]]]
+
+
 class Runner:
-    """`pool` counts the pages of the KV cache that was allocated."""
+    """`pool` counts the pages of the KV cache that was allocated; `depth` is how many steps may be under way when the
+    next one is launched.
+    """
+
+    depth = 0
 
     def __init__(self, config: EngineConfig, model: ModelConfig) -> None:
         """Load the model and allocate the KV cache; ConfigError when that cannot be done."""
-        self._model = ShardedModel(config, model)
+        self._model = self._load(config, model)
         try:
             num_pages = self._num_pages(config, model.context_length)
             self._model.allocate(num_pages)
@@ -31,21 +63,37 @@ class Runner:
             self.close()
             raise
         self.pool = PagePool(num_pages, PAGE_SIZE)
+        self._sampled: list[Sequence] = []
 
     @property
     def device(self) -> torch.device:
         return self._model.device
 
+    def runs_ahead_of(self, sequences: Iterable[Sequence]) -> bool:
+        """Whether the next step can be launched before the tokens of the last one are known."""
+        return self.depth > 0
+
     @torch.inference_mode()
-    def run(self, step: list[Scheduled]) -> list[tuple[Sequence, list[Sampled]]]:
-        """Compute a step; returns the sequences that get a new token, each with what `sample` chose for it."""
-        if not step:
-            return []
-        plan, sampling = plan_step(step, self.pool)
+    def launch(self, step: SequenceOf[Scheduled]) -> Launched:
+        """Begin to compute a step that is not empty."""
+        plan, sampling = plan_step(step, self.pool, self._sampled)
         logits = self._model.forward(plan)
         for scheduled in step:
             self.pool.computed(scheduled.sequence, scheduled.num_tokens)
-        return list(zip(sampling, sample(logits, sampling), strict=True)) if sampling else []
+        self._sampled = sampling
+        return Launched(sampling, self._choose(logits, sampling) if sampling else list)
+
+    @torch.inference_mode()
+    def collect(self, launched: Launched) -> list[tuple[Sequence, list[Sampled]]]:
+        """The sequences that get a new token, each with what was chosen for it."""
+        return list(zip(launched.sequences, launched.take(), strict=True))
+
+    def _load(self, config: EngineConfig, model: ModelConfig) -> Model:
+        return ShardedModel(config, model)
+
+    def _choose(self, logits: Tensor, sampling: list[Sequence]) -> Callable[[], list[list[Sampled]]]:
+        """Begin to choose tokens from float32 `logits` [samples, V], which the next step may overwrite."""
+        return lambda: sample(logits, sampling)
 
     def close(self) -> None:
         """Let go of the model's other processes, if it has some."""
@@ -77,3 +125,12 @@ class Runner:
         step = [Scheduled(sequence, sequence.num_uncached) for sequence in sequences]
         plan, sampling = plan_step(step, PagePool(1, PAGE_SIZE))
         return self._model.measure(plan, lambda logits: sample(logits, sampling))
+
+
+def make_runner(config: EngineConfig, model: ModelConfig) -> Runner:
+    """The runner that fits the device: kernels and graphs of its own on one GPU, plain torch everywhere else."""
+    if choose_device(config.device).type == "cuda" and config.tensor_para_size == 1:
+        from gptj_engine.gpu.runner import GpuRunner  # it needs triton, which only torch for GPUs brings along
+
+        return GpuRunner(config, model)
+    return Runner(config, model)

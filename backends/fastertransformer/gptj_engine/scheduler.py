@@ -92,13 +92,16 @@ class Scheduler:
         return step
 
     def _can_decode(self, sequence: Sequence) -> bool:
-        return all(beam.decoding for beam in sequence.group) and self._make_room(sequence, sequence.num_tokens)
+        ready = all(beam.decoding and not beam.complete for beam in sequence.group)
+        return ready and self._make_room(sequence, sequence.num_tokens)
 
     def _admit(self) -> Sequence | None:
         """Move the first waiting sequence to the running ones, if all that is known of it fits the free pages."""
         if not self.waiting or self._slots() >= self.max_sequences:
             return None
         sequence = self.waiting[0]
+        if sequence.in_flight:  # it had to give way while a step for it was under way
+            return None
         self.pool.attach_prefix(sequence)
         missing = self.pool.pages_for(sequence.num_tokens) - len(sequence.pages)
         if missing > self.pool.num_free or self.pool.is_coming(sequence):

@@ -16,6 +16,7 @@ class Sequence:
     """`num_cached` tokens of prompt + output have their K and V in `pages`; the others are yet to be computed.
 
     `group` holds the sequences that must decode in the same step: this one alone, or all beams of a search.
+    `in_flight` counts tokens that steps under way will add: they have a position, but nobody knows them yet.
     """
 
     key: Hashable
@@ -26,6 +27,8 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     page_keys: list[bytes] = field(default_factory=list)
     num_cached: int = 0
+    num_shared: int = 0  # pages whose content others were told of
+    in_flight: int = 0
     group: list[Sequence] = field(default_factory=list)
     top_p: float = 1.0
     tail: bytes = b""
@@ -36,8 +39,12 @@ class Sequence:
         self.group = [self]
 
     @property
-    def num_tokens(self) -> int:
+    def num_known(self) -> int:
         return len(self.prompt) + len(self.output)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_known + self.in_flight
 
     @property
     def num_uncached(self) -> int:
@@ -47,6 +54,11 @@ class Sequence:
     def decoding(self) -> bool:
         """True when one token is left to compute, the one sampled last."""
         return self.num_cached > 0 and self.num_uncached == 1
+
+    @property
+    def complete(self) -> bool:
+        """True when it needs no further step: the tokens asked for are there or in flight."""
+        return len(self.output) + self.in_flight >= self.params.request_output_len
 
     @property
     def cum_log_prob(self) -> float:
@@ -60,7 +72,7 @@ class Sequence:
         return twin
 
     def tokens(self, start: int, stop: int) -> list[int]:
-        """Token ids of prompt + output at positions `start` to `stop` - 1."""
+        """Token ids of prompt + output at positions `start` to `stop` - 1, as far as they are known."""
         split = len(self.prompt)
         return self.prompt[start:stop] + self.output[max(0, start - split) : max(0, stop - split)]
 

@@ -59,6 +59,12 @@ def load_weights(
         source.copy(name, whole)
         destination.copy_(spec.parts(whole, shard.size)[shard.rank])
 
+    def matrix(rows: int, columns: int) -> Tensor:
+        # A GPU's kernels read a column at a time; on a CPU the exactness of `linear` needs the rows whole.
+        if device.type == "cuda":
+            return torch.empty(columns, rows, dtype=dtype, device=device).T
+        return torch.empty(rows, columns, dtype=dtype, device=device)
+
     def load(name: str) -> Tensor:
         tensor = torch.empty(tensors[name].shape, dtype=dtype, device=device)
         fill(name, tensor)
@@ -66,12 +72,12 @@ def load_weights(
 
     def load_layer(number: int) -> LayerWeights:
         layer = f"layers.{number}."
-        in_weight = torch.empty(hidden, 3 * attention + inner, dtype=dtype, device=device)
+        in_weight = matrix(hidden, 3 * attention + inner)
         fill(f"{layer}attention.query_key_value.weight", in_weight[:, : 3 * attention].unflatten(1, (3, attention)))
         fill(f"{layer}mlp.dense_h_to_4h.weight", in_weight[:, 3 * attention :])
         in_bias = torch.zeros(3 * attention + inner, dtype=dtype, device=device)
         fill(f"{layer}mlp.dense_h_to_4h.bias", in_bias[3 * attention :])
-        out_weight = torch.empty(attention + inner, hidden, dtype=dtype, device=device)
+        out_weight = matrix(attention + inner, hidden)
         fill(f"{layer}attention.dense.weight", out_weight[:attention])
         fill(f"{layer}mlp.dense_4h_to_h.weight", out_weight[attention:])
         out_bias = load(f"{layer}mlp.dense_4h_to_h.bias")
@@ -86,7 +92,7 @@ def load_weights(
             out_bias=out_bias,
         )
 
-    head_weight = torch.empty(hidden, config.vocab_size, dtype=dtype, device=device)
+    head_weight = matrix(hidden, config.vocab_size)
     fill("lm_head.weight", head_weight.T)
     return ModelWeights(
         embedding=load("wte"),

@@ -1,0 +1,123 @@
+"""Matrix products of a few rows with a large weight matrix, whose one cost is to read that matrix. Knows no model.
+
+Weights are [N, K] with K contiguous, rows [B, K]. Up to MOST_ROWS rows these kernels read faster than cuBLAS does, which
+`linear` leaves the rest to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+MOST_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a product is cut: `outputs` columns of the result a program, `depth` of K a step, `splits` programs that share
+    K.
+    """
+
+    outputs: int
+    depth: int
+    splits: int = 1
+    warps: int = 4
+    stages: int = 3
+
+
+def choose_tiling(rows: int, outputs: int, depth: int) -> Tiling:
+    """The fastest tiling found on an H100 for matrices of GPT-J 6B; others take that of the nearest kind."""
+    if rows == 1:
+        return Tiling(outputs=1, depth=1024)
+    if outputs < 16384:  # too few programs to fill the GPU, unless several share a row
+        return Tiling(outputs=32, depth=128, splits=4)
+    return Tiling(outputs=64, depth=128)
+
+
+@triton.jit
+def _one_row_kernel(
+    x, weight, bias, out, N, K: tl.constexpr, OUTPUTS: tl.constexpr, DEPTH: tl.constexpr, BIAS: tl.constexpr
+):
+    rows = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    columns = tl.arange(0, DEPTH)
+    inside = rows < N
+    total = tl.zeros((OUTPUTS, DEPTH), tl.float32)
+    for start in tl.static_range(0, K, DEPTH):
+        mask = start + columns < K
+        row_pointers = weight + rows[:, None].to(tl.int64) * K + (start + columns)[None, :]
+        part = tl.load(row_pointers, mask=inside[:, None] & mask[None, :], other=0.0, eviction_policy="evict_first")
+        total += part.to(tl.float32) * tl.load(x + start + columns, mask=mask, other=0.0).to(tl.float32)[None, :]
+    result = tl.sum(total, axis=1)
+    if BIAS:
+        result += tl.load(bias + rows, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + rows, result.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _few_rows_kernel(
+    x,
+    weight,
+    bias,
+    out,
+    B,
+    N,
+    K,
+    ROWS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BIAS: tl.constexpr,
+):
+    outputs = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    split = tl.program_id(1)
+    rows = tl.arange(0, ROWS)
+    steps = tl.cdiv(tl.cdiv(K, DEPTH), SPLITS)
+    first = split * steps * DEPTH
+    total = tl.zeros((OUTPUTS, ROWS), tl.float32)
+    for step in range(steps):
+        columns = first + step * DEPTH + tl.arange(0, DEPTH)
+        inside = columns < K
+        part = tl.load(
+            weight + outputs[:, None].to(tl.int64) * K + columns[None, :],
+            mask=(outputs < N)[:, None] & inside[None, :],
+            other=0.0,
+            eviction_policy="evict_first",
+        )
+        values = tl.load(
+            x + rows[None, :] * K + columns[:, None], mask=(rows < B)[None, :] & inside[:, None], other=0.0
+        )
+        total = tl.dot(part, values, total, input_precision="ieee")
+    if BIAS:
+        total += tl.load(bias + outputs, mask=outputs < N, other=0.0).to(tl.float32)[:, None]
+    place = out + split.to(tl.int64) * B * N + rows[None, :].to(tl.int64) * N + outputs[:, None]
+    tl.store(place, total.to(out.dtype.element_ty), mask=(outputs < N)[:, None] & (rows < B)[None, :])
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, tiling: Tiling | None = None) -> None:
+    """out[s] = the part s of `x @ weight.T`, to be added up over s; with one part `bias` [N] is added here.
+
+    `x` [B, K] and `weight` [N, K] contiguous; `out` [splits, B, N] float32 or the type of `x`.
+    """
+    (rows, depth), outputs = x.shape, weight.shape[0]
+    tiling = tiling or choose_tiling(rows, outputs, depth)
+    assert out.shape == (tiling.splits, rows, outputs)
+    assert bias is None or tiling.splits == 1
+    grid = (triton.cdiv(outputs, tiling.outputs), tiling.splits)
+    options = {"BIAS": bias is not None, "num_warps": tiling.warps, "num_stages": tiling.stages}
+    given = bias if bias is not None else x
+    if rows == 1 and tiling.splits == 1:
+        _one_row_kernel[grid](x, weight, given, out, outputs, depth, tiling.outputs, tiling.depth, **options)
+    else:
+        padded = max(16, triton.next_power_of_2(rows))
+        _few_rows_kernel[grid](
+            x, weight, given, out, rows, outputs, depth, padded, tiling.outputs, tiling.depth, tiling.splits, **options
+        )
+
+
+def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`x @ weight.T + bias` in float32, [B, N]."""
+    result = x.float() @ weight.float().T
+    return result if bias is None else result + bias.float()

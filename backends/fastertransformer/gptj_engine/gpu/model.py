@@ -1,0 +1,244 @@
+"""GPT-J on one GPU: a decode step is one CUDA graph for each number of rows, prompts are computed beside it.
+
+Takes the same plans as `sharded_model`, which is the reference: rows with one new token decode, all others are packed
+chunks of prompts. Knows no sequences. H is the hidden size, A that of all heads, F the inner size, V the vocabulary.
+"""
+
+from __future__ import annotations
+
+import bisect
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gptj_engine.attention import PAGE_SIZE, KVCache
+from gptj_engine.batch import GroupPlan, StepPlan
+from gptj_engine.config import EngineConfig, ModelConfig
+from gptj_engine.gpu.attention import DecodeWorkspace, decode_attention, gelu, prefill_attention, rotate_and_write
+from gptj_engine.gpu.matrix import MOST_ROWS, choose_tiling, linear
+from gptj_engine.gpu.residual import add_norm, embed
+from gptj_engine.model_rank import SPARE_MEMORY, choose_data_type
+from gptj_engine.tensor_table import DTYPES
+from gptj_engine.transformer import rotary_table
+from gptj_engine.weights import load_weights
+
+BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)  # rows that a graph is captured for
+
+log = logging.getLogger("gptj_engine")
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """What the decode step of one bucket of B rows reads and writes, always in the same place.
+
+    `tokens`, `positions` [B] and `tables` [B, P] are views of `inputs`, int32, which the host fills: a token is an id, or
+    -1 - i for `sampled[i]`; a row that is not used has position -1.
+    """
+
+    inputs: Tensor
+    tokens: Tensor
+    positions: Tensor
+    tables: Tensor
+    residual: Tensor  # [B, H] float32
+    normed: Tensor  # [B, H]
+    projected: Tensor  # [B, 3A + F]
+    activations: Tensor  # [B, A + F]
+    update: Tensor  # [parts, B, H]
+    workspace: DecodeWorkspace
+    logits: Tensor  # [B, V] float32
+
+    @property
+    def rows(self) -> int:
+        return self.tokens.shape[0]
+
+
+class GpuModel:
+    """One model on one GPU. All work is queued; nothing here waits for it."""
+
+    def __init__(self, config: EngineConfig, model: ModelConfig, device: torch.device) -> None:
+        """Load the weights; ConfigError when that cannot be done."""
+        self.device = device
+        self.dtype = DTYPES[choose_data_type(config.data_type, device)]
+        self._model = model
+        self._weights = load_weights(config.checkpoint, model, self.dtype, device)
+        rotations = rotary_table(model, device)
+        self._cos, self._sin = rotations.real.contiguous(), rotations.imag.contiguous()
+        self._table_width = -(-model.context_length // PAGE_SIZE)
+        self._buckets = [rows for rows in BUCKETS if rows < config.max_sequences] + [config.max_sequences]
+        self._sampled = torch.zeros(2 * config.max_sequences, dtype=torch.int32, device=device)
+        self._buffers = {rows: self._make_buffers(rows) for rows in self._buckets}
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._cache = KVCache(model, 1, self.dtype, device)
+
+    @property
+    def page_bytes(self) -> int:
+        """Memory that one page of the KV cache takes up."""
+        return KVCache.page_bytes(self._model, self.dtype)
+
+    def allocate(self, num_pages: int) -> None:
+        """Make an empty KV cache of that size, and capture the decode step's graphs over it."""
+        started = time.monotonic()
+        self._cache = KVCache(self._model, num_pages, self.dtype, self.device)
+        self._graphs = {}
+        pool = None
+        for rows in reversed(self._buckets):
+            buffers = self._buffers[rows]
+            buffers.positions.fill_(-1)
+            buffers.tokens.zero_()
+            self._decode(buffers)  # compiles what is not in Triton's cache yet
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                self._decode(buffers)
+            pool = pool or graph.pool()
+            self._graphs[rows] = graph
+        log.info("%d decode graphs captured in %.1f s", len(self._graphs), time.monotonic() - started)
+
+    @torch.inference_mode()
+    def forward(self, plan: StepPlan) -> Tensor:
+        """Queue a step; returns float32 logits [samples, V] of the plan's `last_rows`, which the next step overwrites."""
+        self._cache.copy_pages(plan.copies)
+        decoding = [group for group in plan.groups if group.num_tokens == 1]
+        prefilling = [group for group in plan.groups if group.num_tokens > 1]
+        num_decoding = sum(len(group.starts) for group in decoding)
+        logits = []
+        if decoding:
+            rows = [row for row in plan.last_rows if row < num_decoding]
+            found = self._run_decode(plan, decoding, num_decoding)
+            logits.append(found if len(rows) == num_decoding else found[self._to_device(rows).long()])
+        if prefilling:
+            rows = [row - num_decoding for row in plan.last_rows if row >= num_decoding]
+            found = self._prefill(plan, prefilling, num_decoding, rows)
+            if rows:
+                logits.append(found)
+        return logits[0] if len(logits) == 1 else torch.cat(logits)
+
+    def keep_sampled(self, tokens: Tensor) -> None:
+        """Note the tokens that were sampled from the logits of this step, [samples], for plans that refer to them."""
+        self._sampled[: len(tokens)] = tokens
+
+    def measure(self, plan: StepPlan, use: Callable[[Tensor], object]) -> int:
+        """Bytes of the GPU that are left when a step is computed and `use` made of its logits."""
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        use(self.forward(plan))
+        peak = torch.cuda.max_memory_allocated(self.device) - before
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(self.device)
+        return int(free - peak - SPARE_MEMORY * total)
+
+    def close(self) -> None:
+        """There is no other process to end."""
+
+    def _make_buffers(self, rows: int) -> Buffers:
+        model = self._model
+        hidden, inner, width = model.hidden_size, model.inner_size, self._table_width
+        parts = choose_tiling(rows, hidden, hidden + inner).splits if rows <= MOST_ROWS else 1
+
+        def empty(*shape: int, dtype: torch.dtype = self.dtype) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=self.device)
+
+        inputs = torch.zeros(rows * (2 + width), dtype=torch.int32, device=self.device)
+        return Buffers(
+            inputs=inputs,
+            tokens=inputs[:rows],
+            positions=inputs[rows : 2 * rows],
+            tables=inputs[2 * rows :].view(rows, width),
+            residual=empty(rows, hidden, dtype=torch.float32),
+            normed=empty(rows, hidden),
+            projected=empty(rows, 3 * hidden + inner),
+            activations=empty(rows, hidden + inner),
+            update=empty(parts, rows, hidden, dtype=torch.float32 if rows <= MOST_ROWS else self.dtype),
+            workspace=DecodeWorkspace.make(rows, model.num_heads, model.head_size, self.device),
+            logits=empty(rows, model.vocab_size, dtype=torch.float32),
+        )
+
+    def _run_decode(self, plan: StepPlan, groups: list[GroupPlan], count: int) -> Tensor:
+        """Fill the bucket's inputs and run its graph; returns logits [count, V]."""
+        rows = self._buckets[bisect.bisect_left(self._buckets, count)]
+        buffers = self._buffers[rows]
+        inputs = np.zeros(rows * (2 + self._table_width), np.int32)
+        inputs[:count] = plan.token_ids[:count]
+        inputs[rows : rows + count] = plan.positions[:count]
+        inputs[rows + count : 2 * rows] = -1
+        tables = inputs[2 * rows :].reshape(rows, self._table_width)
+        for group in groups:
+            width = min(len(group.tables[0]), self._table_width)
+            table = np.array(group.tables, np.int32)
+            tables[group.first_row : group.first_row + len(table), :width] = table[:, :width]
+        buffers.inputs.copy_(torch.from_numpy(inputs).pin_memory(), non_blocking=True)
+        if rows in self._graphs:
+            self._graphs[rows].replay()
+        else:
+            self._decode(buffers)
+        return buffers.logits[:count]
+
+    @torch.inference_mode()
+    def _decode(self, buffers: Buffers) -> None:
+        """The decode step of a bucket, from its inputs to its logits."""
+        model, weights, eps = self._model, self._weights, self._model.layer_norm_eps
+        embed(buffers.tokens, self._sampled, weights.embedding, buffers.residual)
+        update, bias = None, weights.norm_bias
+        for number, layer in enumerate(weights.layers):
+            add_norm(buffers.residual, update, bias, layer.norm_weight, layer.norm_bias, eps, buffers.normed)
+            product(buffers.normed, layer.in_weight, layer.in_bias, buffers.projected[None])
+            decode_attention(
+                buffers.projected,
+                self._cache.keys[number],
+                self._cache.values[number],
+                buffers.tables,
+                buffers.positions,
+                self._cos,
+                self._sin,
+                buffers.activations,
+                buffers.workspace,
+            )
+            product(buffers.activations, layer.out_weight, None, buffers.update)
+            update, bias = buffers.update, layer.out_bias
+        add_norm(buffers.residual, update, bias, weights.norm_weight, weights.norm_bias, eps, buffers.normed)
+        product(buffers.normed, weights.head_weight, weights.head_bias, buffers.logits[None])
+        assert model.num_layers == len(weights.layers)
+
+    def _prefill(self, plan: StepPlan, groups: list[GroupPlan], first_row: int, last_rows: list[int]) -> Tensor:
+        """Compute packed chunks of prompts; returns logits [last_rows, V]. T tokens, S chunks."""
+        weights, eps = self._weights, self._model.layer_norm_eps
+        chunks = Chunks.of(groups, self._table_width, self._to_device)
+        packed = self._to_device([plan.token_ids, plan.positions, plan.pages, plan.slots])[:, first_row:]
+        tokens, positions, pages, slots = packed.contiguous().unbind(0)
+        residual = torch.empty(len(tokens), self._model.hidden_size, device=self.device)
+        embed(tokens, self._sampled, weights.embedding, residual)
+        normed = torch.empty_like(residual, dtype=self.dtype)
+        update, bias = None, weights.norm_bias
+        for number, layer in enumerate(weights.layers):
+            keys, values = self._cache.keys[number], self._cache.values[number]
+            add_norm(residual, update, bias, layer.norm_weight, layer.norm_bias, eps, normed)
+            projected = torch.addmm(layer.in_bias, normed, layer.in_weight)
+            rotate_and_write(projected, keys, values, pages, slots, positions, self._cos, self._sin)
+            activations = torch.empty_like(projected[:, : layer.out_weight.shape[0]])
+            prefill_attention(projected, keys, values, chunks, activations)
+            gelu(projected, activations)
+            update, bias = (activations @ layer.out_weight)[None], layer.out_bias
+        add_norm(residual, update, bias, weights.norm_weight, weights.norm_bias, eps, normed)
+        rows = normed[self._to_device(last_rows).long()]
+        return torch.addmm(weights.head_bias, rows, weights.head_weight).float()
+
+    def _to_device(self, numbers: object) -> Tensor:
+        """Whole numbers as an int32 tensor on the GPU, without waiting for it."""
+        return torch.tensor(numbers, dtype=torch.int32).pin_memory().to(self.device, non_blocking=True)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """`x @ weight + bias` to `out` [parts, B, N], by whichever kernel is faster; `weight` is a view [K, N] of [N, K]."""
+    if x.shape[0] <= MOST_ROWS:
+        linear(x, weight.T, bias, out, None)
+    elif out.dtype == x.dtype and bias is not None:
+        torch.addmm(bias, x, weight, out=out[0])
+    elif out.dtype == x.dtype:
+        torch.mm(x, weight, out=out[0])
+    else:
+        assert bias is not None
+        out[0].copy_(torch.addmm(bias, x, weight))

@@ -1,0 +1,59 @@
+"""Runs steps on a GPU without waiting for them: the host prepares the next step while this one is computed.
+
+Tokens are chosen on the GPU; what needs the host (beams, words of several tokens that must not come) is sampled there,
+and then no step is launched ahead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from gptj_engine.config import EngineConfig, ModelConfig
+from gptj_engine.gpu.model import GpuModel
+from gptj_engine.gpu.sampling import DeviceSampler, can_sample_on_device
+from gptj_engine.model_rank import choose_device
+from gptj_engine.runner import Model, Runner
+from gptj_engine.sampler import Sampled, sample
+from gptj_engine.sequence import Sequence
+
+
+class GpuRunner(Runner):
+    """A runner that keeps one step under way."""
+
+    depth = 1
+
+    def __init__(self, config: EngineConfig, model: ModelConfig) -> None:
+        device = choose_device(config.device)
+        self._sampler = DeviceSampler(config.max_sequences, model.vocab_size, device)
+        super().__init__(config, model)
+
+    def runs_ahead_of(self, sequences: Iterable[Sequence]) -> bool:
+        return all(can_sample_on_device(sequence.params) for sequence in sequences)
+
+    def _load(self, config: EngineConfig, model: ModelConfig) -> Model:
+        self._gpu_model = GpuModel(config, model, choose_device(config.device))
+        return self._gpu_model
+
+    def _choose(self, logits: Tensor, sampling: list[Sequence]) -> Callable[[], list[list[Sampled]]]:
+        if not all(can_sample_on_device(sequence.params) for sequence in sampling):
+            kept = logits.clone()
+            return lambda: sample(kept, sampling)
+        tokens, log_probs = self._sampler.sample(logits, sampling)
+        self._gpu_model.keep_sampled(tokens)
+        for sequence in sampling:
+            sequence.in_flight += 1
+        on_host = [tensor.to("cpu", non_blocking=True) for tensor in (tokens, log_probs)]
+        arrived = torch.cuda.Event()
+        arrived.record()
+
+        def take() -> list[list[Sampled]]:
+            arrived.synchronize()
+            for sequence in sampling:
+                sequence.in_flight -= 1
+            pairs = zip(*(tensor.tolist() for tensor in on_host), strict=True)
+            return [[Sampled(*pair)] for pair in pairs]
+
+        return take
