@@ -130,6 +130,49 @@ def test_a_prompt_that_waits_for_pages_halfway_is_not_overtaken() -> None:
     assert shares(compute(scheduler)[0]) == {0: 1}, "two pages are missing, and the one that is free is not for another"
 
 
+def launch(scheduler: Scheduler) -> list[Scheduled]:
+    """A step whose tokens nobody knows yet."""
+    step = scheduler.schedule()
+    for scheduled in step:
+        samples = scheduled.samples
+        scheduler.pool.computed(scheduled.sequence, scheduled.num_tokens)
+        scheduled.sequence.in_flight += samples
+    return step
+
+
+def test_a_sequence_whose_last_token_is_in_flight_takes_part_in_no_further_step() -> None:
+    scheduler = make_scheduler()
+    scheduler.add(sequence(1, prompt=3, new=2))
+    assert [shares(launch(scheduler)) for _ in range(3)] == [{1: 3}, {1: 1}, {}]
+
+
+def test_a_sequence_that_gave_way_with_a_token_in_flight_waits_until_that_is_known() -> None:
+    scheduler = make_scheduler()
+    waiting = sequence(1, prompt=3)
+    waiting.in_flight = 1
+    scheduler.add(waiting)
+    assert scheduler.schedule() == []
+    waiting.in_flight = 0
+    assert shares(scheduler.schedule()) == {1: 3}
+
+
+def test_a_page_is_shared_only_once_all_of_its_tokens_are_known() -> None:
+    scheduler = make_scheduler()
+    first, other, twin = (sequence(1, prompt=3, new=8) for _ in range(3))
+    scheduler.add(first)
+    for _ in range(2):
+        launch(scheduler)
+        first.in_flight -= 1
+        first.output.append(7)
+    other.output = [8, 7]  # the same page but for its last token
+    scheduler.pool.attach_prefix(other)
+    assert other.pages == []
+    launch(scheduler)
+    twin.output = [7, 7]
+    scheduler.pool.attach_prefix(twin)
+    assert twin.pages == first.pages[:1]
+
+
 def test_removing_a_sequence_gives_its_pages_back_wherever_it_stands() -> None:
     scheduler = make_scheduler(num_pages=8, step_tokens=4)
     running, halfway, waiting = sequence(0, 2, new=9), sequence(1, 10), sequence(2, 30, new=1)
