@@ -160,10 +160,9 @@ def test_a_page_is_shared_only_once_all_of_its_tokens_are_known() -> None:
     scheduler = make_scheduler()
     first, other, twin = (sequence(1, prompt=3, new=8) for _ in range(3))
     scheduler.add(first)
-    for _ in range(2):
-        launch(scheduler)
-        first.in_flight -= 1
-        first.output.append(7)
+    launch(scheduler)
+    launch(scheduler)  # completes the page with a token that nobody knows
+    first.output, first.in_flight = [7, 7], 0
     other.output = [8, 7]  # the same page but for its last token
     scheduler.pool.attach_prefix(other)
     assert other.pages == []
