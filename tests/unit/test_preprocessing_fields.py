@@ -15,9 +15,9 @@ from request_fields import (
     FieldError,
     Limits,
     Row,
+    check_parameters,
     new_token_limit,
     read_rows,
-    check_parameters,
 )
 
 LIMITS = Limits(context_length=64, vocab_size=300, longest_token=10)
@@ -65,7 +65,7 @@ def only_row(**fields: Any) -> Row:
         (
             "stream",
             True,
-            "stream is true; it must be false, because `ensemble` answers once; `ensemble_stream` streams",
+            "stream is true; it must be false, because `ensemble` answers once: use `ensemble_stream`",
         ),
         ("stop_words", [(b"a", b"")], "stop_words[1] is empty; it must have at least one character"),
         ("bad_words", [(b"",)], "bad_words[0] is empty; it must have at least one character"),

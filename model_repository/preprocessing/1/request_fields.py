@@ -237,7 +237,7 @@ def _read_row(values: Mapping[str, NDArray[Any]], limits: Limits) -> Row:
                 f"{name} is {read[name]}; it must be a token of the vocabulary, from 0 to {limits.vocab_size - 1}"
             )
     if read["stream"]:
-        raise FieldError("stream is true; it must be false, because `ensemble` answers once; `ensemble_stream` streams")
+        raise FieldError("stream is true; it must be false, because `ensemble` answers once: use `ensemble_stream`")
     seed, alias = read["seed"], read["random_seed"]
     if None not in (seed, alias) and seed != alias:
         raise FieldError(f"seed is {seed} and random_seed, its other name, is {alias}; they must be equal")
