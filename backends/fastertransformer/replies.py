@@ -29,8 +29,8 @@ Outputs: TypeAlias = dict[str, NDArray[Any]]
 PIECES_PER_SECOND = 1000.0
 HANDLE_INTERVAL = 0.12  # seconds between two pieces of a stream that say how to cancel it
 CANCEL_CHECK_AGE = 0.5  # seconds after which a request is first asked whether its client left
-CANCEL_CHECK_INTERVAL = 0.2  # seconds until it is asked again
-CANCEL_CHECKS_PER_SECOND = 1000  # of all requests; one takes 0.1 ms
+CANCEL_CHECK_INTERVAL = 0.1  # seconds until it is asked again
+CANCEL_CHECKS_PER_SECOND = 500  # of all requests; one takes 0.1 ms
 LOAD_INTERVAL = 0.1  # seconds between two looks at the engine's load
 
 log = logging.getLogger("gptj_engine")
