@@ -1,5 +1,5 @@
-"""Streams through a real server: what the pieces hold, who shares the engine, and what becomes of a stream whose client,
-model, engine or server goes."""
+"""Streams through a real server: what the pieces hold, who shares the engine, and what becomes of a stream when its
+client, a model, the engine or the server goes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 import os
 import queue
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -99,11 +98,18 @@ class GrpcStream:
         return responses
 
 
+def read_to_the_end(response: requests.Response) -> bool:
+    """True when it has ended, in order or not."""
+    with contextlib.suppress(requests.RequestException):
+        list(frames(response))
+    return True
+
+
 def is_marked_last(response: Any) -> bool:
     return bool(response.get_response().parameters["triton_final_response"].bool_param)
 
 
-def fill_ids(piece: Any) -> list[list[list[int]]]:
+def filled_ids(piece: Any) -> list[list[list[int]]]:
     """The token ids of each sequence of each row so far, without the padding."""
     ids, lengths = piece.as_numpy("output_ids"), piece.as_numpy("sequence_length")
     return [
@@ -201,12 +207,12 @@ def test_every_response_has_all_tokens_so_far_and_the_last_one_is_marked(client:
     whole = client.infer("fastertransformer", inputs(asked))
     pieces = GrpcStream(client, "fastertransformer_stream", asked).all()
     client.stop_stream()
-    ids = fill_ids(whole)
+    ids = filled_ids(whole)
     lengths = [int(piece.as_numpy("sequence_length").item()) for piece in pieces]
     assert [int(piece.as_numpy("previous_length").item()) for piece in pieces] == [3, *lengths[:-1]]
     assert lengths == sorted(set(lengths)) and lengths[-1] == 23 and len(lengths) > 2
     for piece, length in zip(pieces, lengths, strict=True):
-        assert fill_ids(piece) == [[ids[0][0][:length]]]
+        assert filled_ids(piece) == [[ids[0][0][:length]]]
         log_probs = whole.as_numpy("output_log_probs")[:, :, : length - 3]
         np.testing.assert_array_equal(piece.as_numpy("output_log_probs"), log_probs)
         np.testing.assert_allclose(piece.as_numpy("cum_log_probs"), log_probs.sum(axis=2), rtol=1e-5)
@@ -221,7 +227,7 @@ def test_rows_and_returned_sequences_stream_side_by_side(client: Any) -> None:
     whole = client.infer("fastertransformer", inputs(asked))
     pieces = GrpcStream(client, "fastertransformer_stream", asked).all()
     client.stop_stream()
-    assert fill_ids(pieces[-1]) == fill_ids(whole)
+    assert filled_ids(pieces[-1]) == filled_ids(whole)
     assert pieces[-1].as_numpy("finish_reason").tolist() == [[b"length"] * 2] * 2
     expected = np.array([[3, 3], [1, 1]])
     for piece in pieces:
@@ -366,9 +372,7 @@ def test_streams_end_once_when_the_engine_is_killed_and_when_the_server_stops(la
     wait_until(lambda: is_idle(server), "idle engine")
     response = post(server, "ensemble_stream/generate_stream", **LONG)
     next(frames(response))
-    ended = threading.Event()
-    threading.Thread(
-        target=lambda: (contextlib.suppress(requests.RequestException), list(frames(response)), ended.set())
-    ).start()
-    assert server.stop() == 0
-    assert ended.wait(5)
+    with ThreadPoolExecutor(1) as pool:
+        rest = pool.submit(read_to_the_end, response)
+        assert server.stop() == 0
+        assert rest.result(5)
