@@ -67,6 +67,7 @@ class Reply:
         self.refused: Refused | None = None
         self.began = time.monotonic()
         self.sent_last = False
+        self.cancelled = False
         self._tensors = tensors
         self._rows = rows
         self._pass_through = pass_through
@@ -246,7 +247,7 @@ class Replies:
         """Cancel what clients left, and tell the engine's load if it has changed."""
         now = time.monotonic()
         self._at(now + ROUND_INTERVAL, self._make_round)
-        old = (reply for reply in self._open if now - reply.began >= CANCEL_CHECK_AGE)
+        old = (reply for reply in self._open if now - reply.began >= CANCEL_CHECK_AGE and not reply.cancelled)
         for reply in list(itertools.islice(old, CANCEL_CHECKS_A_ROUND)):
             self._open[reply] = self._open.pop(reply)
             if reply.responder.is_cancelled():
@@ -256,5 +257,6 @@ class Replies:
             self._on_load(self._load)
 
     def _cancel(self, reply: Reply) -> None:
+        reply.cancelled = True
         for number in reply.numbers:
             self._engine.cancel(number)

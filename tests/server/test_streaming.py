@@ -99,10 +99,10 @@ class GrpcStream:
         return responses
 
 
-def read_to_the_end(response: requests.Response) -> bool:
+def read_to_the_end(reader: Iterator[dict[str, Any]]) -> bool:
     """True when it has ended, in order or not."""
     with contextlib.suppress(requests.RequestException):
-        list(frames(response))
+        list(reader)
     return True
 
 
@@ -130,8 +130,8 @@ def load(server: Server) -> dict[str, float]:
     found: dict[str, float] = {}
     for line in text.splitlines():
         if line.startswith("gptj_"):
-            name, _, value = line.partition("{")[0], *line.rpartition(" ")[1:]
-            found[name] = max(found.get(name, 0.0), float(value))
+            name, value = line.partition("{")[0], float(line.rpartition(" ")[2])
+            found[name] = max(found.get(name, 0.0), value)
     return found
 
 
@@ -272,8 +272,9 @@ def test_tokens_that_wait_travel_together_under_a_cap_of_pieces(server: Server) 
 @pytest.mark.parametrize("count", [1, 8])
 def test_a_client_that_closes_its_connection_frees_the_pages(server: Server, count: int) -> None:
     left = [post(server, "ensemble_stream/generate_stream", **LONG) for _ in range(count)]
-    for response in left:
-        next(frames(response))
+    readers = [frames(response) for response in left]
+    for reader in readers:
+        next(reader)
     wait_for_sequences(server, count)
     for response in left:
         response.close()
@@ -376,9 +377,9 @@ def test_streams_end_once_when_the_engine_is_killed_and_when_the_server_stops(la
 
     wait_until(serves, "new engine", seconds=30)
     wait_until(lambda: is_idle(server), "idle engine")
-    response = post(server, "ensemble_stream/generate_stream", **LONG)
-    next(frames(response))
+    reader = frames(post(server, "ensemble_stream/generate_stream", **LONG))
+    next(reader)
     with ThreadPoolExecutor(1) as pool:
-        rest = pool.submit(read_to_the_end, response)
+        rest = pool.submit(read_to_the_end, reader)
         assert server.stop() == 0
         assert rest.result(5)
