@@ -18,6 +18,7 @@ from gptj_engine.config import EngineConfig
 from gptj_engine.errors import ConfigError, InvalidRequestError
 from gptj_engine.lifetime import own_server_pid
 from gptj_engine.messages import Load
+from numpy.typing import NDArray
 from replies import Outputs, Replies, Reply, StreamReply, read_pace
 from triton_io import read_rows, read_stream, read_timeout
 
@@ -73,10 +74,16 @@ class TritonResponder:
     def __init__(self, request: Any) -> None:
         self._request = request
         self._sender = request.get_response_sender()
+        self._tensors: dict[str, tuple[NDArray[Any], Any]] = {}  # of the last response
 
     def send(self, outputs: Outputs, last: bool) -> None:
         """Send tensors, as the last response or as one of several."""
-        response = pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
+        # An array that was sent before is in shared memory already.
+        kept = {name: known for name, known in self._tensors.items() if outputs.get(name) is known[0]}
+        self._tensors = {
+            name: kept.get(name) or (array, pb_utils.Tensor(name, array)) for name, array in outputs.items()
+        }
+        response = pb_utils.InferenceResponse([tensor for _, tensor in self._tensors.values()])
         self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)
 
     def fail(self, message: str, invalid: bool, internal: bool = False) -> None:

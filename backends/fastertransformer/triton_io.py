@@ -227,7 +227,8 @@ class PieceTensors:
     """The outputs of a streamed request, a piece at a time: arrays that fill up as tokens come. Sequence i is the i-th
     of all rows' sequences.
 
-    Not thread-safe. What `piece` returns may be views of the arrays, good until the next call.
+    Not thread-safe. What `piece` returns may be views of the arrays, good until the next call; an output that is the
+    same in several pieces is the same array.
     """
 
     def __init__(self, tensors: Tensors, rows: list[Row]) -> None:
@@ -243,16 +244,21 @@ class PieceTensors:
         self._previous = self._lengths.copy()
         new = max(params.request_output_len for _, params in requests)
         asked = any(params.is_return_log_probs for _, params in requests)
-        self._log_probs = np.zeros((len(requests), new if asked else 0), np.float32)
-        self._reasons = np.full(len(requests), b"", np.object_)
-        self._constant = passed_through(tensors, rows)
+        self._log_probs = np.zeros((len(requests), new), np.float32) if asked else None
+        self._reasons = np.full(self._shape, b"", np.object_)
+        self._constant = {
+            "finish_reason": np.full(self._shape, b"", np.object_),
+            "cum_log_probs": np.zeros((len(rows), 0), np.float32),
+            "output_log_probs": np.zeros((*self._shape, 0), np.float32),
+            **passed_through(tensors, rows),
+        }
 
     def add(self, index: int, tokens: Sequence[int], log_probs: Sequence[float]) -> None:
         """New tokens of one sequence."""
         start = int(self._lengths[index])
         self._ids[index, start : start + len(tokens)] = tokens
         self._lengths[index] = start + len(tokens)
-        if log_probs:
+        if log_probs and self._log_probs is not None:
             start -= self._prompts[index]
             self._log_probs[index, start : start + len(log_probs)] = log_probs
 
@@ -260,7 +266,7 @@ class PieceTensors:
         """The whole result of one sequence, whatever of it was added before."""
         known = int(self._lengths[index]) - self._prompts[index]
         self.add(index, result.tokens[known:], result.log_probs[known:])
-        self._reasons[index] = result.finish_reason.encode()
+        self._reasons.flat[index] = result.finish_reason.encode()
 
     def piece(self, last: bool, cancel_handles: Sequence[bytes] = ()) -> dict[str, NDArray[Any]]:
         """Output tensors by name: all tokens so far, and how many of them earlier pieces had.
@@ -268,19 +274,20 @@ class PieceTensors:
         `output_ids` uint32 [B, n, longest so far], the end id behind shorter ones; the reasons with the `last` piece
         alone; `cancel_handle` if `cancel_handles`, one a sequence, are given; the rest as `write_tensors` has it.
         """
-        rows, copies = self._shape
         width = int(self._lengths.max())
-        new = max(length - prompt for length, prompt in zip(self._lengths.tolist(), self._prompts, strict=True))
-        log_probs = self._log_probs[:, :new]
         outputs = {
-            "output_ids": self._ids[:, :width].reshape(rows, copies, width),
-            "sequence_length": self._lengths.reshape(self._shape),
-            "cum_log_probs": log_probs.sum(axis=1).reshape(rows, -1)[:, : copies if log_probs.size else 0],
-            "output_log_probs": log_probs.reshape(rows, copies, -1),
-            "finish_reason": (self._reasons if last else np.full_like(self._reasons, b"")).reshape(self._shape),
-            "previous_length": self._previous.reshape(self._shape),
             **self._constant,
+            "output_ids": self._ids[:, :width].reshape(*self._shape, width),
+            "sequence_length": self._lengths.reshape(self._shape),
+            "previous_length": self._previous.reshape(self._shape),
         }
+        if self._log_probs is not None:
+            new = max(length - prompt for length, prompt in zip(self._lengths.tolist(), self._prompts, strict=True))
+            log_probs = self._log_probs[:, :new]
+            outputs["cum_log_probs"] = log_probs.sum(axis=1).reshape(self._shape)
+            outputs["output_log_probs"] = log_probs.reshape(*self._shape, new)
+        if last:
+            outputs["finish_reason"] = self._reasons
         if cancel_handles:
             outputs["cancel_handle"] = np.array(cancel_handles, np.object_).reshape(self._shape)
         self._previous = self._lengths

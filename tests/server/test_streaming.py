@@ -249,10 +249,10 @@ def test_rows_and_returned_sequences_stream_side_by_side(client: Any) -> None:
 
 def test_both_doors_are_busy_at_once_and_share_one_engine(server: Server) -> None:
     [engine] = engines(server)
-    alone = generate(server, max_tokens=200)["text_output"]
+    alone = generate(server, max_tokens=100)["text_output"]
     with ThreadPoolExecutor(12) as pool:
-        whole = [pool.submit(generate, server, max_tokens=200) for _ in range(6)]
-        streamed = [pool.submit(stream, server, max_tokens=200) for _ in range(6)]
+        whole = [pool.submit(generate, server, max_tokens=100) for _ in range(6)]
+        streamed = [pool.submit(stream, server, max_tokens=100) for _ in range(6)]
         wait_for_sequences(server, 12)
         texts = [future.result()["text_output"] for future in whole]
         texts += ["".join(piece["text_output"] for piece in future.result()) for future in streamed]
