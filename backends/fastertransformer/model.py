@@ -37,7 +37,8 @@ class TritonPythonModel:
             self.engine = EngineClient(config, own_server_pid(), name=f"{args['model_name']}-{os.getpid()}")
         except ConfigError as error:
             raise pb_utils.TritonModelException(f"cannot serve GPT-J: {error}") from None
-        self.replies = Replies(self.engine, pace, on_load=Gauges(args["model_name"]).set)
+        self.gauges = Gauges(args["model_name"])
+        self.replies = Replies(self.engine, pace, on_load=self.gauges.set)
 
     def execute(self, requests: list[Any]) -> None:
         """Hand every sequence of every request to the engine; `replies` answers them."""
@@ -63,6 +64,7 @@ class TritonPythonModel:
         """Leave the engine. Triton has waited for the requests under way, or given up on them."""
         self.engine.close()
         self.replies.close()
+        self.gauges.close()
 
 
 class TritonResponder:
@@ -106,5 +108,13 @@ class Gauges:
             self._gauges.append((family, family.Metric(labels={"model": model_name}), field))
 
     def set(self, load: Load) -> None:
+        """Publish; one thread at a time, or the server dies."""
         for _, metric, field in self._gauges:
             metric.set(getattr(load, field))
+
+    def close(self) -> None:
+        """Let go of the metrics while Triton can still be told: a stub that ends with any of them crashes."""
+        while self._gauges:
+            family, metric, _ = self._gauges.pop()
+            del metric
+            del family

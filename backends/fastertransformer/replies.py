@@ -29,9 +29,8 @@ Outputs: TypeAlias = dict[str, NDArray[Any]]
 PIECES_PER_SECOND = 1000.0
 HANDLE_INTERVAL = 0.12  # seconds between two pieces of a stream that say how to cancel it
 CANCEL_CHECK_AGE = 0.5  # seconds after which a request is first asked whether its client left
-CANCEL_CHECK_INTERVAL = 0.25  # seconds until it is asked again
-CANCEL_CHECKS_PER_SECOND = 1000  # of all requests; one takes 0.1 ms
-LOAD_INTERVAL = 0.25  # seconds between two looks at the engine's load
+ROUND_INTERVAL = 0.1  # seconds between two rounds of asking, and of looking at the engine's load
+CANCEL_CHECKS_A_ROUND = 50  # one takes 0.1 ms
 
 log = logging.getLogger("gptj_engine")
 
@@ -66,7 +65,9 @@ class Reply:
         self.responder = responder
         self.numbers: list[int] = []  # the engine's, one a sequence
         self.refused: Refused | None = None
+        self.began = time.monotonic()
         self.sent_last = False
+        self.cancelled = False
         self._tensors = tensors
         self._rows = rows
         self._pass_through = pass_through
@@ -132,12 +133,12 @@ class Replies:
         self._on_load = on_load
         self._load: Load | None = None
         self._pieces_per_second = pieces_per_second
-        self._open: set[Reply] = set()
+        self._open: dict[Reply, None] = {}  # the one asked about longest ago comes first
         self._num_streams = 0
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._later: list[tuple[float, int, Callable[[], None]]] = []  # a heap; the number decides between equal times
         self._numbers = itertools.count()
-        self._tell_load()
+        self._make_round()
         self._thread = threading.Thread(target=self._run, name="replies", daemon=True)
         self._thread.start()
 
@@ -179,6 +180,7 @@ class Replies:
                 if task is None:
                     return
                 self._do(task)
+                del task  # a request that is kept keeps its model loaded
             while self._later and self._later[0][0] <= time.monotonic():
                 self._do(heapq.heappop(self._later)[2])
 
@@ -192,9 +194,8 @@ class Replies:
         heapq.heappush(self._later, (moment, next(self._numbers), task))
 
     def _begin(self, reply: Reply) -> None:
-        self._open.add(reply)
+        self._open[reply] = None
         self._num_streams += isinstance(reply, StreamReply)
-        self._at(time.monotonic() + CANCEL_CHECK_AGE, functools.partial(self._check_cancelled, reply))
 
     def _pace(self, reply: StreamReply) -> None:
         if reply.next_piece <= time.monotonic():
@@ -239,24 +240,23 @@ class Replies:
 
     def _finish(self, reply: Reply) -> None:
         reply.sent_last = True
-        self._open.discard(reply)
+        self._open.pop(reply)
         self._num_streams -= isinstance(reply, StreamReply)
 
-    def _check_cancelled(self, reply: Reply) -> None:
-        if reply.sent_last:
-            return
-        if reply.responder.is_cancelled():
-            self._cancel(reply)
-            return
-        interval = max(CANCEL_CHECK_INTERVAL, len(self._open) / CANCEL_CHECKS_PER_SECOND)
-        self._at(time.monotonic() + interval, functools.partial(self._check_cancelled, reply))
-
-    def _tell_load(self) -> None:
+    def _make_round(self) -> None:
+        """Cancel what clients left, and tell the engine's load if it has changed."""
+        now = time.monotonic()
+        self._at(now + ROUND_INTERVAL, self._make_round)
+        old = (reply for reply in self._open if now - reply.began >= CANCEL_CHECK_AGE and not reply.cancelled)
+        for reply in list(itertools.islice(old, CANCEL_CHECKS_A_ROUND)):
+            self._open[reply] = self._open.pop(reply)
+            if reply.responder.is_cancelled():
+                self._cancel(reply)
         if self._load != self._engine.load:
             self._load = self._engine.load
             self._on_load(self._load)
-        self._at(time.monotonic() + LOAD_INTERVAL, self._tell_load)
 
     def _cancel(self, reply: Reply) -> None:
+        reply.cancelled = True
         for number in reply.numbers:
             self._engine.cancel(number)
