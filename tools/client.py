@@ -125,7 +125,8 @@ class Answer:
 class Client:
     """A connection to one server, for one thread. Close it, or use it in a `with` statement.
 
-    `url` is HOST:PORT, `protocol` one of generate, http, grpc; `timeout` (seconds) is for connecting and for an answer.
+    `url` is HOST:PORT, `protocol` one of generate, http, grpc; `timeout` (seconds) is for connecting and for an answer, or
+    each piece of one.
     Raises InvalidFieldError for other protocols and URLs.
     """
 
