@@ -125,9 +125,8 @@ class Answer:
 class Client:
     """A connection to one server, for one thread. Close it, or use it in a `with` statement.
 
-    `url` is HOST:PORT, `protocol` one of generate, http, grpc; `timeout` (seconds) is for connecting and for an answer, or
-    each piece of one.
-    Raises InvalidFieldError for other protocols and URLs.
+    `url` is HOST:PORT, `protocol` one of generate, http, grpc; `timeout` (seconds) is for connecting and for an
+    answer, or each piece of one. Raises InvalidFieldError for other protocols and URLs.
     """
 
     def __init__(self, url: str | None = None, protocol: str = "generate", timeout: float = 300.0) -> None:
@@ -331,7 +330,9 @@ class _InferDoor:
         self._client.start_stream(lambda result, error: arrived.put((result, error)))
         last = False
         try:
-            self._client.async_stream_infer(STREAMING_MODEL, inputs, enable_empty_final_response=True)
+            # It refuses where the connection has failed already; why, is said by what arrives.
+            with contextlib.suppress(InferenceServerException):
+                self._client.async_stream_infer(STREAMING_MODEL, inputs, enable_empty_final_response=True)
             while not last:
                 result, error = arrived.get(timeout=self._timeout)
                 if error is not None:
