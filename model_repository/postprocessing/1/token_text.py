@@ -112,15 +112,15 @@ class TokenText:
         end_ids = np.flatnonzero(new == end_id)
         # An answer that the end id closed may be padded with more of them.
         kept = new[: end_ids[0]] if end_ids.size else new
-        before = min(previous_length - prompt_length, len(kept))
+        before = previous_length - prompt_length
         # Stop words are looked for from the start, else the last few bytes before the piece are enough.
-        start = 0 if stop_words or with_prompt else self._start_of_window(kept, before)
+        start = 0 if stop_words else self._start_of_window(kept, before)
         head = self.new_bytes(kept[start:before])
         text = head + self.new_bytes(kept[before:])
         prompt = self.prompt_bytes(ids[:prompt_length]) if with_prompt else b""
         earlier = now = ""
-        if previous_length > prompt_length:
-            earlier = visible(prompt, head, stop_words, ended=previous_length - prompt_length > len(kept))
+        if before:
+            earlier = visible(prompt, head, stop_words, ended=before > len(kept))
         if len(new) or reason:
             now = visible(prompt, text, stop_words, ended=bool(end_ids.size or reason))
         if reason and (end_ids.size or first_stop(text, stop_words) is not None):
