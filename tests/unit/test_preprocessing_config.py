@@ -72,9 +72,9 @@ def test_all_that_a_step_behind_the_streaming_model_reads_comes_out_of_it() -> N
 
 def test_the_streaming_model_has_all_that_the_other_has() -> None:
     whole, stream = config("fastertransformer"), config("fastertransformer_stream")
-    streamed = {tensor.name: tensor for tensor in [*stream.input]}, {tensor.name: tensor for tensor in stream.output}
-    assert all(streamed[0][tensor.name] == tensor for tensor in whole.input)
-    assert all(streamed[1][tensor.name] == tensor for tensor in whole.output)
+    for mine, others in ((stream.input, whole.input), (stream.output, whole.output)):
+        tensors = {tensor.name: tensor for tensor in mine}
+        assert all(tensors[tensor.name] == tensor for tensor in others)
 
 
 @pytest.mark.parametrize("model", [*STEPS, "fastertransformer_stream", *ENSEMBLES])
