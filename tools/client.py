@@ -1,18 +1,23 @@
-"""Asks the model `ensemble` for text: the command line `client.py PROMPT` and the class `Client`.
+"""Asks the server for text, whole or as it comes: the command line `client.py PROMPT` and the class `Client`.
 
-Three ways in: Triton's `generate` endpoint (JSON), and `infer` over HTTP or gRPC (tensors). `FIELDS` is the one list of
-what a request may carry; options, JSON and tensors are all made from it. Knows nothing of defaults and ranges: only the
-fields that were given are sent, and the server judges them.
+Three ways in: Triton's `generate` endpoint (JSON), and `infer` over HTTP or gRPC (tensors). Streams come by
+`generate_stream` or gRPC, from a model of their own. `FIELDS` is the one list of what a request may carry; options,
+JSON and tensors are all made from it. Knows nothing of defaults and ranges: only the fields that were given are sent,
+and the server judges them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import json
+import os
+import queue
 import re
 import sys
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
 from types import TracebackType
@@ -21,8 +26,11 @@ from typing import Any
 import numpy as np
 import requests
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
+from urllib3.exceptions import ReadTimeoutError
 
 MODEL = "ensemble"
+STREAMING_MODEL = "ensemble_stream"
+INTERRUPTED = 130  # the exit status that shells give a program ended by Ctrl-C
 DEFAULT_URLS = {"generate": "localhost:8000", "http": "localhost:8000", "grpc": "localhost:8001"}
 PYTHON_TYPES = {"BYTES": str, "INT32": int, "UINT64": int, "FP32": float, "BOOL": bool}
 
@@ -74,7 +82,8 @@ class ClientError(Exception):
     ├── InvalidFieldError      refused before sending: unknown name, or a value that its type cannot carry
     ├── ConnectionFailedError  no server at the URL, or the connection broke
     ├── NoAnswerInTimeError    the timeout passed
-    └── ServerError            the server answered with an error; `status` is its HTTP or gRPC status
+    └── ServerError            the server answered with an error; `status` is its HTTP or gRPC status, "" if a
+                               stream gives none
     """
 
 
@@ -100,7 +109,8 @@ class ServerError(ClientError):
 class Answer:
     """The answer to one prompt. Lists have an entry for each returned sequence; what was not asked for is empty (None).
 
-    In a batch, rows of `output_log_probs` are as long as the batch's longest answer.
+    In a batch, rows of `output_log_probs` are as long as the batch's longest answer. In a stream `text` is what is new,
+    `finish_reason` has empty strings and the numbers of tokens are empty until the last piece; the rest is so far.
     """
 
     text: list[str]
@@ -115,8 +125,8 @@ class Answer:
 class Client:
     """A connection to one server, for one thread. Close it, or use it in a `with` statement.
 
-    `url` is HOST:PORT, `protocol` one of generate, http, grpc; `timeout` (seconds) is for connecting and for an answer.
-    Raises InvalidFieldError for other protocols and URLs.
+    `url` is HOST:PORT, `protocol` one of generate, http, grpc; `timeout` (seconds) is for connecting and for an
+    answer, or each piece of one. Raises InvalidFieldError for other protocols and URLs.
     """
 
     def __init__(self, url: str | None = None, protocol: str = "generate", timeout: float = 300.0) -> None:
@@ -124,6 +134,7 @@ class Client:
             raise InvalidFieldError(f"protocol {protocol!r}: give one of {', '.join(DEFAULT_URLS)}")
         url = host_and_port(url or DEFAULT_URLS[protocol])
         door = _GenerateDoor if protocol == "generate" else _InferDoor
+        self._protocol = protocol
         self._door: _GenerateDoor | _InferDoor = door(url, protocol, timeout)
 
     def __enter__(self) -> Client:
@@ -142,6 +153,14 @@ class Client:
 
         Raises ClientError's subclasses."""
         return self._door.ask([prompt], checked(fields))[0]
+
+    def stream(self, prompt: str, **fields: Any) -> Generator[Answer, None, None]:
+        """Asks for one prompt, by `generate` or `grpc`, and yields the answer in pieces as they come.
+
+        Closing the generator ends the request on the server. Raises ClientError's subclasses."""
+        if self._protocol == "http":
+            raise InvalidFieldError("protocol http cannot stream: use generate or grpc")
+        return self._door.stream(prompt, checked(fields))
 
     def generate_batch(self, prompts: list[str], **fields: Any) -> list[Answer]:
         """Asks for all prompts in one request, by `http` or `grpc`. Each field holds for every prompt.
@@ -202,7 +221,7 @@ def tensor(field: Field, value: Any, rows: int) -> np.ndarray[Any, Any]:
 
 
 class _GenerateDoor:
-    """POST /v2/models/ensemble/generate."""
+    """POST /v2/models/ensemble/generate, and /v2/models/ensemble_stream/generate_stream."""
 
     def __init__(self, url: str, protocol: str, timeout: float) -> None:
         self._url, self._timeout = url, timeout
@@ -212,27 +231,61 @@ class _GenerateDoor:
         self._session.close()
 
     def ask(self, prompts: list[str], fields: dict[Field, Any]) -> list[Answer]:
-        encoded(TEXT_INPUT, prompts[0])
-        body = {TEXT_INPUT.name: prompts[0]} | {field.name: value for field, value in fields.items()}
-        endpoint = f"http://{self._url}/v2/models/{MODEL}/generate"
-        try:
-            response = self._session.post(endpoint, json=body, timeout=self._timeout)
-            answer = response.json()
-        except requests.exceptions.JSONDecodeError:
-            status = str(response.status_code)
-            raise ServerError(f"HTTP {status} without JSON: {response.text[:200]!r}", status) from None
-        except requests.exceptions.InvalidJSONError:
-            raise InvalidFieldError("JSON has no NaN and no infinity: use protocol http or grpc") from None
-        except requests.exceptions.Timeout:
-            raise NoAnswerInTimeError(f"no answer from {self._url} in {self._timeout:g} s") from None
-        except requests.exceptions.RequestException as error:
-            raise ConnectionFailedError(f"cannot reach {self._url}: {reason(error)}") from None
+        with self._errors_translated():
+            response = self._post(f"{MODEL}/generate", prompts[0], fields)
+            try:
+                answer = response.json()
+            except requests.exceptions.JSONDecodeError:
+                status = str(response.status_code)
+                raise ServerError(f"HTTP {status} without JSON: {response.text[:200]!r}", status) from None
         if "error" in answer or not response.ok:
             raise ServerError(one_line(str(answer.get("error", answer))), str(response.status_code))
-        return [self._answer({name: value if isinstance(value, list) else [value] for name, value in answer.items()})]
+        return [self._answer(answer)]
+
+    def stream(self, prompt: str, fields: dict[Field, Any]) -> Generator[Answer, None, None]:
+        with self._errors_translated(), self._post(f"{STREAMING_MODEL}/generate_stream", prompt, fields) as response:
+            # Server-sent events, each a line `data: JSON`; leaving the block closes the connection.
+            for line in response.iter_lines():
+                if not line:
+                    continue
+                answer = self._event(line, "" if response.ok else str(response.status_code))
+                yield self._answer(answer)
+
+    def _post(self, path: str, prompt: str, fields: dict[Field, Any]) -> requests.Response:
+        """The response to a request; of a stream only its head has been read."""
+        encoded(TEXT_INPUT, prompt)
+        body = {TEXT_INPUT.name: prompt} | {field.name: value for field, value in fields.items()}
+        url, stream = f"http://{self._url}/v2/models/{path}", path.endswith("_stream")
+        return self._session.post(url, json=body, timeout=self._timeout, stream=stream)
+
+    @contextlib.contextmanager
+    def _errors_translated(self) -> Iterator[None]:
+        """Turns exceptions of `requests` into ours."""
+        try:
+            yield
+        except requests.exceptions.InvalidJSONError:
+            raise InvalidFieldError("JSON has no NaN and no infinity: use protocol http or grpc") from None
+        except requests.exceptions.RequestException as error:
+            # Between two pieces of a stream, requests calls it a broken connection.
+            pause = any(isinstance(cause, ReadTimeoutError) for cause in error.args)
+            if pause or isinstance(error, requests.exceptions.Timeout):
+                raise NoAnswerInTimeError(f"no answer from {self._url} in {self._timeout:g} s") from None
+            raise ConnectionFailedError(f"cannot reach {self._url}: {reason(error)}") from None
 
     @staticmethod
-    def _answer(answer: dict[str, list[Any]]) -> Answer:
+    def _event(line: bytes, status: str) -> dict[str, Any]:
+        """The answer in one line of a stream. Raises ServerError for an error, or what is no event."""
+        try:
+            answer: dict[str, Any] = json.loads(line.removeprefix(b"data:"))
+        except ValueError:
+            raise ServerError(f"no event of a stream: {line[:200]!r}", status) from None
+        if "error" in answer:
+            raise ServerError(one_line(str(answer["error"])), status)
+        return answer
+
+    @staticmethod
+    def _answer(values: dict[str, Any]) -> Answer:
+        answer = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
         log_probs, sequences = answer["output_log_probs"], len(answer["text_output"])
         new = len(log_probs) // sequences if sequences else 0  # the endpoint flattens [sequences, new]
         return Answer(
@@ -261,14 +314,8 @@ class _InferDoor:
         self._client.close()
 
     def ask(self, prompts: list[str], fields: dict[Field, Any]) -> list[Answer]:
-        texts = np.array([[encoded(TEXT_INPUT, prompt)] for prompt in prompts], dtype=object)
-        tensors = {TEXT_INPUT: texts} | {field: tensor(field, value, len(prompts)) for field, value in fields.items()}
-        inputs = []
-        for field, array in tensors.items():
-            inputs.append(self._triton.InferInput(field.name, list(array.shape), field.datatype))
-            inputs[-1].set_data_from_numpy(array)
         try:
-            result = self._client.infer(MODEL, inputs, **self._infer_options)
+            result = self._client.infer(MODEL, self._inputs(prompts, fields), **self._infer_options)
         except InferenceServerException as error:
             raise self._translated(error) from None
         except TimeoutError:
@@ -276,6 +323,37 @@ class _InferDoor:
         except (OSError, HTTPException) as error:
             raise ConnectionFailedError(f"cannot reach {self._url}: {reason(error)}") from None
         return [self._answer(result, row) for row in range(len(prompts))]
+
+    def stream(self, prompt: str, fields: dict[Field, Any]) -> Generator[Answer, None, None]:
+        inputs = self._inputs([prompt], fields)
+        arrived: queue.SimpleQueue[tuple[Any, InferenceServerException | None]] = queue.SimpleQueue()
+        self._client.start_stream(lambda result, error: arrived.put((result, error)))
+        last = False
+        try:
+            # It refuses where the connection has failed already; why, is said by what arrives.
+            with contextlib.suppress(InferenceServerException):
+                self._client.async_stream_infer(STREAMING_MODEL, inputs, enable_empty_final_response=True)
+            while not last:
+                result, error = arrived.get(timeout=self._timeout)
+                if error is not None:
+                    raise self._translated(error) from None
+                response = result.get_response()
+                last = response.parameters["triton_final_response"].bool_param
+                if response.outputs:
+                    yield self._answer(result, 0)
+        except queue.Empty:
+            raise NoAnswerInTimeError(f"no answer from {self._url} in {self._timeout:g} s") from None
+        finally:
+            self._client.stop_stream(cancel_requests=not last)
+
+    def _inputs(self, prompts: list[str], fields: dict[Field, Any]) -> list[Any]:
+        texts = np.array([[encoded(TEXT_INPUT, prompt)] for prompt in prompts], dtype=object)
+        tensors = {TEXT_INPUT: texts} | {field: tensor(field, value, len(prompts)) for field, value in fields.items()}
+        inputs = []
+        for field, array in tensors.items():
+            inputs.append(self._triton.InferInput(field.name, list(array.shape), field.datatype))
+            inputs[-1].set_data_from_numpy(array)
+        return inputs
 
     def _translated(self, error: InferenceServerException) -> ClientError:
         message, status = one_line(error.message()), error.status() or ""
@@ -324,7 +402,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--protocol", choices=list(DEFAULT_URLS), default="generate", help="default: %(default)s")
     parser.add_argument("--url", metavar="HOST:PORT", help="default: localhost:8000, or localhost:8001 for grpc")
     parser.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS", help="default: %(default)g")
-    parser.add_argument("--json", action="store_true", help="print the whole answer as JSON")
+    parser.add_argument("--stream", action="store_true", help="print the text as it comes; Ctrl-C ends the request")
+    parser.add_argument("--json", action="store_true", help="print the whole answer as JSON, or each piece of a stream")
     group = parser.add_argument_group("fields of the request (what is not given is not sent)")
     for field in FIELDS:
         option = f"--{field.name.replace('_', '-')}"
@@ -355,18 +434,44 @@ def read_prompt(prompt: str) -> str:
         raise InvalidFieldError(f"{TEXT_INPUT.name}: not valid UTF-8 at byte {error.start}") from None
 
 
+def print_answer(client: Client, options: argparse.Namespace) -> None:
+    answer = client.generate(read_prompt(options.prompt), **given_fields(options))
+    print(as_json(answer) if options.json else "\n".join(answer.text))
+
+
+def print_stream(client: Client, options: argparse.Namespace) -> None:
+    """Prints each piece as it comes. Raises ClientError's subclasses, also when text has been printed already."""
+    fields = given_fields(options)
+    if fields.get("num_return_sequences", 1) > 1 and not options.json:
+        raise InvalidFieldError("num_return_sequences: --stream prints one text; with --json it prints all")
+    begun = False
+    try:
+        with contextlib.closing(client.stream(read_prompt(options.prompt), **fields)) as pieces:
+            for piece in pieces:
+                begun = begun or not options.json
+                print(as_json(piece) if options.json else piece.text[0], end="\n" if options.json else "", flush=True)
+    finally:
+        if begun:
+            print()
+
+
+def as_json(answer: Answer) -> str:
+    return json.dumps(dataclasses.asdict(answer), ensure_ascii=False)
+
+
 def main() -> int:
     options = parse_arguments()
     try:
         with Client(options.url, options.protocol, options.timeout) as client:
-            answer = client.generate(read_prompt(options.prompt), **given_fields(options))
+            (print_stream if options.stream else print_answer)(client, options)
     except ClientError as error:
         print(f"client.py: {error}", file=sys.stderr)
         return 1
-    if options.json:
-        print(json.dumps(dataclasses.asdict(answer), ensure_ascii=False))
-    else:
-        print("\n".join(answer.text))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes at exit
+        return 1
     return 0
 
 

@@ -1,28 +1,26 @@
-"""The Triton backend `fastertransformer`: one answer a request, from an engine process that all its models share.
+"""The Triton backend `fastertransformer`: requests to an engine process that all its models share.
 
-Triton loads this file for every model with `backend: "fastertransformer"`. It knows Triton's calls; the tensors are the
-business of `triton_io`, everything else that of the engine. `execute` returns at once; answers are sent as they arrive,
-each on its own.
+Triton loads this file for every model with `backend: "fastertransformer"`; one that is decoupled streams. It knows
+Triton's calls; the tensors are the business of `triton_io`, when to send what of `replies`, everything else of the
+engine. `execute` returns at once.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import os
-import threading
 from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
-from gptj_engine.client import Answer, EngineClient
+from gptj_engine.client import EngineClient
 from gptj_engine.config import EngineConfig
-from gptj_engine.errors import ConfigError, InvalidRequestError, UnavailableError
+from gptj_engine.errors import ConfigError, InvalidRequestError
 from gptj_engine.lifetime import own_server_pid
-from gptj_engine.messages import Finished, Refused
-from triton_io import Row, Tensors, read_rows, write_tensors
-
-DEFAULT_CHECKPOINT = "storyteller"  # in the model's version directory
+from gptj_engine.messages import Load
+from numpy.typing import NDArray
+from replies import Outputs, Replies, Reply, StreamReply, read_pace
+from triton_io import read_rows, read_stream, read_timeout
 
 
 class TritonPythonModel:
@@ -32,76 +30,98 @@ class TritonPythonModel:
         """Start or join the engine; raises TritonModelException with the engine's reason when it cannot start."""
         model_config = json.loads(args["model_config"])
         parameters = {name: value["string_value"] for name, value in model_config.get("parameters", {}).items()}
-        version = Path(args["model_repository"]) / args["model_version"]
+        self.decoupled = bool(model_config["model_transaction_policy"]["decoupled"])
         try:
-            config = EngineConfig.from_parameters(parameters, version / DEFAULT_CHECKPOINT)
-            self.engine = EngineClient(config, server_pid=own_server_pid(), name=f"{args['model_name']}-{os.getpid()}")
+            # The engine is shared by all who agree in its settings, so it is not told those of one model.
+            pace = read_pace(parameters.pop("stream_pieces_per_second", "") if self.decoupled else "")
+            config = EngineConfig.from_parameters(parameters, Path(args["model_repository"]).parent)
+            self.engine = EngineClient(config, own_server_pid(), name=f"{args['model_name']}-{os.getpid()}")
         except ConfigError as error:
             raise pb_utils.TritonModelException(f"cannot serve GPT-J: {error}") from None
+        self.gauges = Gauges(args["model_name"])
+        self.replies = Replies(self.engine, pace, on_load=self.gauges.set)
 
     def execute(self, requests: list[Any]) -> None:
-        """Hand every sequence of every request to the engine; each request is answered when its last one has ended."""
+        """Hand every sequence of every request to the engine; `replies` answers them."""
         for request in requests:
-            sender = request.get_response_sender()
+            responder = TritonResponder(request)
             try:
                 tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
                 rows = read_rows(tensors, self.engine.model)
+                timeout = read_timeout(request.timeout(), request.parameters())
+                if self.decoupled and read_stream(tensors, rows):
+                    reply: Reply = StreamReply(tensors, rows, responder)
+                else:
+                    reply = Reply(tensors, rows, responder, pass_through=self.decoupled)
             except InvalidRequestError as error:
-                send_error(sender, str(error), pb_utils.TritonError.INVALID_ARG)
+                responder.fail(str(error), invalid=True)
             except Exception as error:
                 pb_utils.Logger.log_error(f"a request could not be read: {error!r}")
-                send_error(sender, f"the request could not be read: {error}", pb_utils.TritonError.INTERNAL)
+                responder.fail(f"the request could not be read: {error}", invalid=False, internal=True)
             else:
-                Reply(tensors, rows, sender).submit(self.engine)
+                self.replies.submit(reply, rows, timeout)
 
     def finalize(self) -> None:
         """Leave the engine. Triton has waited for the requests under way, or given up on them."""
         self.engine.close()
+        self.replies.close()
+        self.gauges.close()
 
 
-class Reply:
-    """The one response to a request, sent when all of its sequences have been answered."""
+class TritonResponder:
+    """Where the responses to one request of Triton's go."""
 
-    def __init__(self, tensors: Tensors, rows: list[Row], sender: Any) -> None:
-        self._tensors = tensors
-        self._rows = rows
-        self._sender = sender
-        self._lock = threading.Lock()  # answers come on the engine client's thread, also while submit still runs
-        self._missing = sum(len(row.requests) for row in rows)
-        self._answers: list[Answer | None] = [None] * self._missing
+    def __init__(self, request: Any) -> None:
+        self._request = request
+        self._sender = request.get_response_sender()
+        self._tensors: dict[str, tuple[NDArray[Any], Any]] = {}  # of the last response
 
-    def submit(self, engine: EngineClient) -> None:
-        """Send all sequences to the engine."""
-        sequences = [(row.prompt, params) for row in self._rows for params in row.requests]
-        for index, (prompt, params) in enumerate(sequences):
-            try:
-                engine.submit(prompt, params, functools.partial(self._take, index))
-            except UnavailableError as error:
-                self._take(index, Refused(index, str(error), invalid=False))
+    def send(self, outputs: Outputs, last: bool) -> None:
+        """Send tensors, as the last response or as one of several."""
+        # An array that was sent before is in shared memory already.
+        kept = {name: known for name, known in self._tensors.items() if outputs.get(name) is known[0]}
+        self._tensors = {
+            name: kept.get(name) or (array, pb_utils.Tensor(name, array)) for name, array in outputs.items()
+        }
+        response = pb_utils.InferenceResponse([tensor for _, tensor in self._tensors.values()])
+        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)
 
-    def _take(self, index: int, answer: Answer) -> None:
-        with self._lock:
-            self._answers[index] = answer
-            self._missing -= 1
-            if self._missing:
-                return
-        refused = next((answer for answer in self._answers if isinstance(answer, Refused)), None)
-        if refused is not None:
-            code = pb_utils.TritonError.INVALID_ARG if refused.invalid else pb_utils.TritonError.UNAVAILABLE
-            send_error(self._sender, refused.message, code)
-            return
-        finished = [answer for answer in self._answers if isinstance(answer, Finished)]
-        try:
-            outputs = write_tensors(self._tensors, self._rows, finished)
-            response = pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
-        except Exception as error:  # this thread answers all other requests, too
-            pb_utils.Logger.log_error(f"an answer could not be written: {error!r}")
-            send_error(self._sender, f"the answer could not be written: {error}", pb_utils.TritonError.INTERNAL)
-        else:
-            self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    def fail(self, message: str, invalid: bool, internal: bool = False) -> None:
+        """Send an error, which is always the last response."""
+        codes = pb_utils.TritonError
+        code = codes.INVALID_ARG if invalid else codes.INTERNAL if internal else codes.UNAVAILABLE
+        response = pb_utils.InferenceResponse(error=codes(message, code))
+        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def is_cancelled(self) -> bool:
+        """Whether the client left, which Triton tells only of clients that ask this model directly, over gRPC."""
+        return bool(self._request.is_cancelled())
 
 
-def send_error(sender: Any, message: str, code: int) -> None:
-    """Answer a request with an error, which is always its last response."""
-    response = pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
-    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+class Gauges:
+    """The engine's load among Triton's metrics, with the label of the model that publishes it."""
+
+    GAUGES = (
+        ("gptj_running_sequences", "Sequences that the engine computes", "running"),
+        ("gptj_waiting_sequences", "Sequences that wait for the engine to begin", "waiting"),
+        ("gptj_kv_cache_used_pages", "Pages of the KV cache that sequences use", "used_pages"),
+        ("gptj_kv_cache_pages", "Pages of the KV cache", "pages"),
+    )
+
+    def __init__(self, model_name: str) -> None:
+        self._gauges = []
+        for name, description, field in self.GAUGES:
+            family = pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.GAUGE)
+            self._gauges.append((family, family.Metric(labels={"model": model_name}), field))
+
+    def set(self, load: Load) -> None:
+        """Publish; one thread at a time, or the server dies."""
+        for _, metric, field in self._gauges:
+            metric.set(getattr(load, field))
+
+    def close(self) -> None:
+        """Let go of the metrics while Triton can still be told: a stub that ends with any of them crashes."""
+        while self._gauges:
+            family, metric, _ = self._gauges.pop()
+            del metric
+            del family

@@ -6,14 +6,15 @@ B rows a request, L the padded length of its prompts, n sequences a row. A scala
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import numpy as np
 from gptj_engine.errors import InvalidRequestError
-from gptj_engine.messages import Finished, Welcome
+from gptj_engine.messages import Finished, Result, Welcome
 from gptj_engine.sampling_params import SamplingParams
 from numpy.typing import NDArray
 
@@ -39,6 +40,15 @@ SCALARS = (  # tensors that are fields of SamplingParams by the same name, where
 )
 MAX_SEQUENCES_A_ROW = 64
 _MASK = (1 << 64) - 1
+
+
+# What postprocessing needs of a streamed request, which can reach it through this model alone.
+PASSED_THROUGH = (
+    "stop_strings",
+    "exclude_input_in_output",
+    "return_num_input_tokens",
+    "return_num_output_tokens",
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,33 @@ def read_rows(tensors: Tensors, model: Welcome) -> list[Row]:
             if value != first:
                 raise InvalidRequestError(field, value, f"{first}, as in row 0").in_row(index)
     return rows
+
+
+def read_stream(tensors: Tensors, rows: list[Row]) -> bool:
+    """Whether a request to the streaming model is to be streamed, which it is unless its `stream` is false.
+
+    Raises InvalidRequestError where rows differ in it, and for beams.
+    """
+    flags = tensors["stream"].reshape(-1).tolist() if "stream" in tensors else [True]
+    if len(set(flags)) > 1:
+        row = flags.index(not flags[0])
+        raise InvalidRequestError("stream", flags[row], f"{flags[0]}, as in row 0").in_row(row)
+    if flags[0] and rows[0].beam_width > 1:
+        allowed = "1 in a stream: beams are not streamed; with stream false they are returned at the end"
+        raise InvalidRequestError("beam_width", rows[0].beam_width, allowed)
+    return bool(flags[0])
+
+
+def read_timeout(microseconds: int, parameters: str) -> float:
+    """How long a request may take in seconds, 0 for as long as it takes.
+
+    `microseconds` is Triton's own timeout, 0 where there is none; `generate` leaves it in `parameters`, a JSON object.
+    Raises InvalidRequestError for what is no whole number of microseconds.
+    """
+    value = microseconds or json.loads(parameters or "{}").get("timeout", 0)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise InvalidRequestError("timeout", repr(value), "a whole number of microseconds, 0 for no limit")
+    return value / 1e6
 
 
 def _read_row(tensors: Tensors, index: int, model: Welcome) -> Row:
@@ -173,3 +210,86 @@ def write_tensors(tensors: Tensors, rows: list[Row], answers: list[Finished]) ->
         "output_log_probs": output_log_probs.reshape(batch, copies, new),
         "finish_reason": reasons.reshape(batch, copies),
     }
+
+
+def passed_through(tensors: Tensors, rows: list[Row]) -> dict[str, NDArray[Any]]:
+    """The streaming model's outputs that say what was asked, by name: `input_lengths` and `end_id` uint32 [B, 1], and
+    those of PASSED_THROUGH that the request has, as they came.
+    """
+    return {
+        "input_lengths": np.array([[len(row.prompt)] for row in rows], np.uint32),
+        "end_id": np.array([[row.requests[0].end_id] for row in rows], np.uint32),
+        **{name: tensors[name] for name in PASSED_THROUGH if name in tensors},
+    }
+
+
+class PieceTensors:
+    """The outputs of a streamed request, a piece at a time: arrays that fill up as tokens come. Sequence i is the i-th
+    of all rows' sequences.
+
+    Not thread-safe. What `piece` returns may be views of the arrays, good until the next call; an output that is the
+    same in several pieces is the same array.
+    """
+
+    def __init__(self, tensors: Tensors, rows: list[Row]) -> None:
+        requests = [(row.prompt, params) for row in rows for params in row.requests]
+        width = max(len(prompt) + params.request_output_len for prompt, params in requests)
+        self._shape = len(rows), rows[0].num_return_sequences
+        self._prompts = [len(prompt) for prompt, _ in requests]
+        self._ids = np.empty((len(requests), width), np.uint32)
+        for index, (prompt, params) in enumerate(requests):
+            self._ids[index, : len(prompt)] = prompt
+            self._ids[index, len(prompt) :] = params.end_id
+        self._lengths = np.array(self._prompts, np.uint32)
+        self._previous = self._lengths.copy()
+        new = max(params.request_output_len for _, params in requests)
+        asked = any(params.is_return_log_probs for _, params in requests)
+        self._log_probs = np.zeros((len(requests), new), np.float32) if asked else None
+        self._reasons = np.full(self._shape, b"", np.object_)
+        self._constant = {
+            "finish_reason": np.full(self._shape, b"", np.object_),
+            "cum_log_probs": np.zeros((len(rows), 0), np.float32),
+            "output_log_probs": np.zeros((*self._shape, 0), np.float32),
+            **passed_through(tensors, rows),
+        }
+
+    def add(self, index: int, tokens: Sequence[int], log_probs: Sequence[float]) -> None:
+        """New tokens of one sequence."""
+        start = int(self._lengths[index])
+        self._ids[index, start : start + len(tokens)] = tokens
+        self._lengths[index] = start + len(tokens)
+        if log_probs and self._log_probs is not None:
+            start -= self._prompts[index]
+            self._log_probs[index, start : start + len(log_probs)] = log_probs
+
+    def end(self, index: int, result: Result) -> None:
+        """The whole result of one sequence, whatever of it was added before."""
+        known = int(self._lengths[index]) - self._prompts[index]
+        self.add(index, result.tokens[known:], result.log_probs[known:])
+        self._reasons.flat[index] = result.finish_reason.encode()
+
+    def piece(self, last: bool, cancel_handles: Sequence[bytes] = ()) -> dict[str, NDArray[Any]]:
+        """Output tensors by name: all tokens so far, and how many of them earlier pieces had.
+
+        `output_ids` uint32 [B, n, longest so far], the end id behind shorter ones; the reasons with the `last` piece
+        alone; `cancel_handle` if `cancel_handles`, one a sequence, are given; the rest as `write_tensors` has it.
+        """
+        width = int(self._lengths.max())
+        outputs = {
+            **self._constant,
+            "output_ids": self._ids[:, :width].reshape(*self._shape, width),
+            "sequence_length": self._lengths.reshape(self._shape),
+            "previous_length": self._previous.reshape(self._shape),
+        }
+        if self._log_probs is not None:
+            new = max(length - prompt for length, prompt in zip(self._lengths.tolist(), self._prompts, strict=True))
+            log_probs = self._log_probs[:, :new]
+            outputs["cum_log_probs"] = log_probs.sum(axis=1).reshape(self._shape)
+            outputs["output_log_probs"] = log_probs.reshape(*self._shape, new)
+        if last:
+            outputs["finish_reason"] = self._reasons
+        if cancel_handles:
+            outputs["cancel_handle"] = np.array(cancel_handles, np.object_).reshape(self._shape)
+        self._previous = self._lengths
+        self._lengths = self._lengths.copy()
+        return outputs

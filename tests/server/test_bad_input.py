@@ -73,7 +73,10 @@ def a_normal_request_works_afterwards(server: Any) -> Iterator[None]:
         ({"bad_words": [""]}, "bad_words[0] is empty; it must have at least one character"),
         ({"end_id": -1}, "end_id is -1; it must be a whole number, 0 or more"),
         ({"seed": 1, "random_seed": 2}, "seed is 1 and random_seed, its other name, is 2; they must be equal"),
-        ({"stream": True}, "stream is true; it must be false, because streaming is not available on `ensemble`"),
+        (
+            {"stream": True},
+            "stream is true; it must be false, because `ensemble` answers once: use `ensemble_stream`",
+        ),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
 )

@@ -1,18 +1,24 @@
-"""The client against a real server: the same answer by every protocol, and every failure in one line on stderr."""
+"""The client against a real server: the same answer by every protocol, whole or streamed, and every failure in one line
+on stderr."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from client import DEFAULT_URLS, Client, ServerError
 
 CLIENT = Path(__file__).parents[2] / "tools" / "client.py"
 PROTOCOLS = list(DEFAULT_URLS)
+STREAMING_PROTOCOLS = ["generate", "grpc"]
 PROMPTS = ["Once upon a time", "The wolf", "There was once a king who had three daughters"]
 
 
@@ -22,6 +28,22 @@ def url_of(server: Any, protocol: str) -> str:
 
 def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     return subprocess.run([sys.executable, str(CLIENT), *arguments], input=stdin, capture_output=True, timeout=120)
+
+
+def engine_of(server: Any) -> psutil.Process:
+    [engine] = [each for each in server.processes if "gptj_engine.server" in " ".join(each.cmdline())]
+    return engine
+
+
+def assert_becomes_idle(process: psutil.Process, within: float) -> None:
+    """That it uses no processor for a while, soon."""
+    deadline = time.monotonic() + within
+    used = 1.0
+    while used > 0.02:
+        assert time.monotonic() < deadline, "still at work"
+        before = sum(process.cpu_times()[:2])
+        time.sleep(0.3)
+        used = sum(process.cpu_times()[:2]) - before
 
 
 def assert_fails_in_one_line(done: subprocess.CompletedProcess[bytes], *words: str) -> None:
@@ -124,3 +146,113 @@ def test_the_wrong_port_is_one_line(server: Any, protocol: str) -> None:
 def test_a_prompt_that_is_not_utf8_is_one_line(server: Any) -> None:
     done = run("-", "--url", server.http_url, stdin=b"Onc\xc3\n")
     assert_fails_in_one_line(done, "text_input", "not valid UTF-8 at byte 3")
+
+
+@pytest.mark.parametrize("protocol", STREAMING_PROTOCOLS)
+def test_a_stream_prints_the_text_that_comes_whole_otherwise(server: Any, protocol: str) -> None:
+    asked = [PROMPTS[0], "--max-tokens", "40", "--stop-words", "daughter who", "--no-exclude-input-in-output"]
+    whole = run(*asked, "--url", server.http_url)
+    streamed = run(*asked, "--stream", "--protocol", protocol, "--url", url_of(server, protocol))
+    assert (streamed.returncode, streamed.stderr) == (0, b"")
+    assert streamed.stdout == whole.stdout
+    assert len(streamed.stdout) > 30
+
+
+@pytest.mark.parametrize("protocol", STREAMING_PROTOCOLS)
+def test_pieces_make_up_the_whole_answer(server: Any, protocol: str) -> None:
+    fields: dict[str, Any] = {"max_tokens": 30, "top_k": 20, "seed": 5, "num_return_sequences": 3, "stop_words": [","]}
+    fields |= {"return_log_probs": True, "return_num_input_tokens": True, "return_num_output_tokens": True}
+    with Client(server.http_url) as client:
+        whole = client.generate("The wolf", **fields)
+    with Client(url_of(server, protocol), protocol) as client:
+        *pieces, last = client.stream("The wolf", **fields)
+    texts = ["".join(parts) for parts in zip(*[piece.text for piece in [*pieces, last]], strict=True)]
+    assert texts == whole.text
+    assert len(pieces) > 3
+    for piece in pieces:
+        assert piece.finish_reason == [""] * 3
+        assert (piece.num_input_tokens, piece.num_output_tokens) == (None, [])
+    assert (last.finish_reason, last.sequence_length) == (whole.finish_reason, whole.sequence_length)
+    assert (last.num_input_tokens, last.num_output_tokens) == (whole.num_input_tokens, whole.num_output_tokens)
+    assert last.cum_log_probs == pytest.approx(whole.cum_log_probs)
+    assert last.output_log_probs == [pytest.approx(row) for row in whole.output_log_probs]
+
+
+@pytest.mark.parametrize("protocol", STREAMING_PROTOCOLS)
+def test_each_piece_is_a_line_of_json(server: Any, protocol: str) -> None:
+    url = url_of(server, protocol)
+    done = run(PROMPTS[0], "--stream", "--json", "--max-tokens", "8", "--protocol", protocol, "--url", url)
+    pieces = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [piece["finish_reason"] for piece in pieces] == [[""]] * (len(pieces) - 1) + [["length"]]
+    with Client(server.http_url) as client:
+        assert "".join(piece["text"][0] for piece in pieces) == client.generate(PROMPTS[0], max_tokens=8).text[0]
+
+
+@pytest.mark.parametrize("protocol", STREAMING_PROTOCOLS)
+def test_ctrl_c_keeps_what_was_printed_and_ends_the_request_on_the_server(server: Any, protocol: str) -> None:
+    engine = engine_of(server)
+    asked = [PROMPTS[0], "--stream", "--max-tokens", "1000", "--min-tokens", "1000"]
+    command = [sys.executable, str(CLIENT), *asked, "--protocol", protocol, "--url", url_of(server, protocol)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        first = process.stdout.read(20)
+        process.send_signal(signal.SIGINT)
+        rest, error = process.communicate(timeout=10)
+    assert (process.returncode, error) == (130, b"")
+    assert first.decode().strip() and rest.endswith(b"\n")
+    assert_becomes_idle(engine, within=2.0)
+
+
+@pytest.mark.parametrize("protocol", STREAMING_PROTOCOLS)
+def test_closing_the_generator_ends_the_request_and_the_client_goes_on(server: Any, protocol: str) -> None:
+    engine = engine_of(server)
+    with Client(url_of(server, protocol), protocol) as client:
+        with contextlib.closing(client.stream(PROMPTS[0], max_tokens=1000, min_tokens=1000)) as pieces:
+            assert [next(pieces).finish_reason for _ in range(3)] == [[""]] * 3
+        assert_becomes_idle(engine, within=2.0)
+        assert client.generate(PROMPTS[0], max_tokens=4).finish_reason == ["length"]
+        assert list(client.stream(PROMPTS[0], max_tokens=4))[-1].finish_reason == ["length"]
+
+
+@pytest.mark.parametrize("protocol", STREAMING_PROTOCOLS)
+def test_a_reader_that_closes_its_end_ends_the_stream_quietly(server: Any, protocol: str) -> None:
+    engine = engine_of(server)
+    asked = [PROMPTS[0], "--stream", "--max-tokens", "1000", "--min-tokens", "1000"]
+    command = [sys.executable, str(CLIENT), *asked, "--protocol", protocol, "--url", url_of(server, protocol)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.read(5)
+        process.stdout.close()
+        assert (process.wait(10), process.stderr.read()) == (1, b"")
+    assert_becomes_idle(engine, within=2.0)
+
+
+@pytest.mark.parametrize("protocol", STREAMING_PROTOCOLS)
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (["--max-tokens", "0"], ["max_tokens", "0"]),
+        (["--beam-width", "2"], ["beam_width", "beams are not streamed"]),
+        (["--num-return-sequences", "2"], ["num_return_sequences", "--json"]),
+        (["--max-tokens", "400", "--timeout", "0.001"], ["no answer", "0.001 s"]),
+    ],
+)
+def test_a_stream_that_is_refused_is_one_line(server: Any, protocol: str, asked: list[str], words: list[str]) -> None:
+    done = run(PROMPTS[0], "--stream", *asked, "--protocol", protocol, "--url", url_of(server, protocol))
+    assert_fails_in_one_line(done, *words)
+
+
+@pytest.mark.parametrize("protocol", STREAMING_PROTOCOLS)
+def test_a_refused_stream_raises_a_server_error(server: Any, protocol: str) -> None:
+    with Client(url_of(server, protocol), protocol) as client, pytest.raises(ServerError, match="text_input is empty"):
+        next(client.stream(""))
+
+
+@pytest.mark.parametrize("protocol", STREAMING_PROTOCOLS)
+def test_a_stream_from_nowhere_names_the_url(protocol: str) -> None:
+    done = run("Once", "--stream", "--protocol", protocol, "--url", "127.0.0.1:1")
+    assert_fails_in_one_line(done, "127.0.0.1:1", "refused")
+
+
+def test_a_stream_by_http_is_refused_in_words() -> None:
+    assert_fails_in_one_line(run("Once", "--stream", "--protocol", "http"), "use generate or grpc")

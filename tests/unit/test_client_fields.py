@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from client import (
     FIELDS,
+    MODEL,
+    STREAMING_MODEL,
     TEXT_INPUT,
     Client,
     Field,
@@ -22,7 +24,7 @@ from client import (
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
-ENSEMBLE = Path(__file__).parents[2] / "model_repository" / "ensemble" / "config.pbtxt"
+REPOSITORY = Path(__file__).parents[2] / "model_repository"
 EXAMPLES: dict[type, Any] = {str: "the end", int: 3, float: 0.5, bool: True}
 
 
@@ -31,8 +33,9 @@ def example(field: Field) -> Any:
     return [value, "é"] if field.many else value
 
 
-def test_fields_are_the_inputs_of_the_ensemble() -> None:
-    config = text_format.Parse(ENSEMBLE.read_text(), ModelConfig())
+@pytest.mark.parametrize("model", [MODEL, STREAMING_MODEL])
+def test_fields_are_the_inputs_of_both_ensembles(model: str) -> None:
+    config = text_format.Parse((REPOSITORY / model / "config.pbtxt").read_text(), ModelConfig())
     declared = {each.name: (DataType.Name(each.data_type)[5:], list(each.dims)) for each in config.input}
     del declared["stream"]
     ours = {each.name: (each.datatype.replace("BYTES", "STRING"), [-1 if each.many else 1]) for each in FIELDS}

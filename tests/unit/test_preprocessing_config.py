@@ -13,6 +13,7 @@ from tritonclient.utils import triton_to_np_dtype
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 STEPS = ("preprocessing", "fastertransformer", "postprocessing")
+ENSEMBLES = ("ensemble", "ensemble_stream")
 
 
 def config(model: str) -> model_config_pb2.ModelConfig:
@@ -23,7 +24,7 @@ def signature(tensor: model_config_pb2.ModelInput) -> tuple[str, list[int]]:
     return model_config_pb2.DataType.Name(tensor.data_type).removeprefix("TYPE_"), list(tensor.dims)
 
 
-@pytest.mark.parametrize("model", ["preprocessing", "ensemble"])
+@pytest.mark.parametrize("model", ["preprocessing", *ENSEMBLES])
 def test_the_inputs_are_the_fields_of_the_table_and_all_optional(model: str) -> None:
     inputs = {tensor.name: tensor for tensor in config(model).input}
     assert set(inputs) == {field.name for field in FIELDS}
@@ -35,8 +36,9 @@ def test_the_inputs_are_the_fields_of_the_table_and_all_optional(model: str) -> 
         assert inputs[field.name].optional, field.name
 
 
-def test_every_wire_of_the_ensemble_fits_both_its_ends() -> None:
-    ensemble = config("ensemble")
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_every_wire_of_an_ensemble_fits_both_its_ends(name: str) -> None:
+    ensemble = config(name)
     wires = {tensor.name: signature(tensor) for tensor in ensemble.input}
     for step in ensemble.ensemble_scheduling.step:
         model = config(step.model_name)
@@ -54,13 +56,34 @@ def test_every_wire_of_the_ensemble_fits_both_its_ends() -> None:
         assert wires[tensor.name] == signature(tensor), tensor.name
 
 
-@pytest.mark.parametrize("model", [*STEPS, "ensemble"])
+def test_both_ensembles_have_the_same_fields_and_outputs() -> None:
+    whole, stream = map(config, ENSEMBLES)
+    assert list(whole.input) == list(stream.input)
+    assert list(whole.output) == list(stream.output)
+
+
+def test_all_that_a_step_behind_the_streaming_model_reads_comes_out_of_it() -> None:
+    first, door, last = config("ensemble_stream").ensemble_scheduling.step
+    assert set(last.input_map.values()) <= set(door.output_map.values())
+    assert set(last.input_map) == {tensor.name for tensor in config("postprocessing").input}
+    assert set(door.output_map) == {tensor.name for tensor in config("fastertransformer_stream").output}
+    assert set(first.input_map) == {field.name for field in FIELDS} - {"stream"}
+
+
+def test_the_streaming_model_has_all_that_the_other_has() -> None:
+    whole, stream = config("fastertransformer"), config("fastertransformer_stream")
+    for mine, others in ((stream.input, whole.input), (stream.output, whole.output)):
+        tensors = {tensor.name: tensor for tensor in mine}
+        assert all(tensors[tensor.name] == tensor for tensor in others)
+
+
+@pytest.mark.parametrize("model", [*STEPS, "fastertransformer_stream", *ENSEMBLES])
 def test_every_model_takes_as_many_rows_and_batches_nothing_by_itself(model: str) -> None:
     parsed = config(model)
     assert parsed.name == model
     assert parsed.max_batch_size == 128
     assert not parsed.HasField("dynamic_batching")
-    assert not parsed.model_transaction_policy.decoupled
+    assert parsed.model_transaction_policy.decoupled == (model == "fastertransformer_stream")
 
 
 def test_fastertransformer_keeps_nvidias_inputs_and_outputs() -> None:

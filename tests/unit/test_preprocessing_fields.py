@@ -15,9 +15,9 @@ from request_fields import (
     FieldError,
     Limits,
     Row,
+    check_parameters,
     new_token_limit,
     read_rows,
-    refuse_unknown_parameters,
 )
 
 LIMITS = Limits(context_length=64, vocab_size=300, longest_token=10)
@@ -62,7 +62,11 @@ def only_row(**fields: Any) -> Row:
         ("end_id", -1, "end_id is -1; it must be a whole number, 0 or more"),
         ("end_id", 300, "end_id is 300; it must be a token of the vocabulary, from 0 to 299"),
         ("pad_id", 300, "pad_id is 300; it must be a token of the vocabulary, from 0 to 299"),
-        ("stream", True, "stream is true; it must be false, because streaming is not available on `ensemble`"),
+        (
+            "stream",
+            True,
+            "stream is true; it must be false, because `ensemble` answers once: use `ensemble_stream`",
+        ),
         ("stop_words", [(b"a", b"")], "stop_words[1] is empty; it must have at least one character"),
         ("bad_words", [(b"",)], "bad_words[0] is empty; it must have at least one character"),
         ("stop_words", [(b"\xc3",)], "stop_words[0] has the byte 0xc3 at position 0; it must be valid UTF-8"),
@@ -227,27 +231,35 @@ def test_an_unknown_field_is_refused_with_the_nearest_valid_name(name: str, near
     with pytest.raises(
         FieldError, match=re.escape(f"unknown field {name!r} (did you mean {nearest}?); the fields are ")
     ):
-        refuse_unknown_parameters(json.dumps({name: 1}))
+        check_parameters(json.dumps({name: 1}))
 
 
 def test_an_unknown_field_like_no_other_is_refused_with_all_valid_names() -> None:
     with pytest.raises(
         FieldError, match=r"^unknown field 'zzz'; the fields are text_input, .*return_num_output_tokens$"
     ):
-        refuse_unknown_parameters('{"zzz": 1}')
+        check_parameters('{"zzz": 1}')
 
 
 def test_the_message_for_an_unknown_field_stays_short_however_long_its_name() -> None:
     with pytest.raises(FieldError) as error:
-        refuse_unknown_parameters(json.dumps({"x" * 1_000_000: 1}))
+        check_parameters(json.dumps({"x" * 1_000_000: 1}))
     assert len(str(error.value)) < 600
 
 
 def test_the_parameters_that_triton_reserves_are_let_through() -> None:
     reserved = "id timeout priority sequence_id sequence_start sequence_end headers binary_data_output triton_anything"
-    refuse_unknown_parameters(json.dumps(dict.fromkeys(reserved.split(), 1)))
+    check_parameters(json.dumps(dict.fromkeys(reserved.split(), 1)))
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "soon", True, None, [5]])
+def test_a_timeout_that_is_no_number_of_microseconds_is_refused(value: object) -> None:
+    message = f"timeout is {value!r}; it must be a whole number of microseconds, 0 for no limit"
+    with pytest.raises(FieldError, match=re.escape(message)):
+        check_parameters(json.dumps({"timeout": value}))
+    check_parameters('{"timeout": 0}')
 
 
 def test_a_field_sent_as_a_request_parameter_is_refused_and_not_dropped() -> None:
     with pytest.raises(FieldError, match="max_tokens came as a request parameter; it must be sent as an input tensor"):
-        refuse_unknown_parameters('{"max_tokens": 3}')
+        check_parameters('{"max_tokens": 3}')

@@ -59,9 +59,9 @@ def parameters_of(config: Any) -> dict[str, str]:
     return {name: value.string_value for name, value in config.parameters.items()}
 
 
-def check_wiring(configs: dict[str, Any]) -> None:
+def check_wiring(configs: dict[str, Any], name: str = "ensemble") -> None:
     """Every step is given all that it needs, under names that it has, from tensors that something writes."""
-    ensemble = configs["ensemble"]
+    ensemble = configs[name]
     steps = list(ensemble.ensemble_scheduling.step)
     written = {tensor.name for tensor in ensemble.input}
     for step in steps:
@@ -86,7 +86,8 @@ def test_overrides_reach_the_models_they_are_for(tmp_path: Path) -> None:
         "context_length": "48",
         "tokenizer_dir": "/t",
     }
-    assert expected.items() <= parameters_of(configs["fastertransformer"]).items()
+    for model in ("fastertransformer", "fastertransformer_stream"):
+        assert expected.items() <= parameters_of(configs[model]).items()
     assert parameters_of(configs["preprocessing"])["tokenizer_dir"] == "/t"
     assert parameters_of(configs["postprocessing"])["tokenizer_dir"] == "/t"
 
@@ -103,8 +104,23 @@ def test_all_but_the_overrides_is_as_committed(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in REPOSITORY.glob("*/config.pbtxt")} == before
 
 
-def test_the_committed_ensemble_is_wired_through(tmp_path: Path) -> None:
-    check_wiring(stage(tmp_path, nvidia_backend=False))
+@pytest.mark.parametrize("ensemble", ["ensemble", "ensemble_stream"])
+def test_the_committed_ensembles_are_wired_through(ensemble: str, tmp_path: Path) -> None:
+    check_wiring(stage(tmp_path, nvidia_backend=False), ensemble)
+
+
+def test_models_that_share_an_engine_differ_in_what_is_theirs_alone() -> None:
+    whole, stream = (
+        parameters_of(read_config(REPOSITORY / model / "config.pbtxt"))
+        for model in ("fastertransformer", "fastertransformer_stream")
+    )
+    assert stream.pop("stream_pieces_per_second")
+    assert stream == whole
+
+
+def test_nvidias_library_is_not_asked_to_stream(tmp_path: Path) -> None:
+    served = {"preprocessing", "fastertransformer", "postprocessing", "ensemble"}
+    assert set(stage(tmp_path, nvidia_backend=True)) == served
 
 
 def test_the_committed_model_has_all_that_nvidias_has(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def stage_repository(source: Path, target: Path, overrides: Overrides, nvidia_ba
     for config in configs.values():
         apply_overrides(config, overrides)
     if nvidia_backend:
+        configs = leave_out_streaming(configs)
         leave_out_additions(configs.values())
     for folder, config in configs.items():
         staged = target / folder.name
@@ -71,6 +72,17 @@ def apply_overrides(config: Any, overrides: Overrides) -> None:
         set_parameter(config, "tensor_para_size", str(overrides.tensor_para_size))
         set_parameter(config, "engine_python", overrides.engine_python)
         set_parameter(config, "context_length", str(overrides.checkpoint.context_length or ""))
+
+
+def leave_out_streaming(configs: dict[Path, Any]) -> dict[Path, Any]:
+    """All configurations but those of models that stream, whose responses this project's steps made for each other."""
+    decoupled = {config.name for config in configs.values() if config.model_transaction_policy.decoupled}
+    return {
+        folder: config
+        for folder, config in configs.items()
+        if config.name not in decoupled
+        and not any(step.model_name in decoupled for step in config.ensemble_scheduling.step)
+    }
 
 
 def set_parameter(config: Any, name: str, value: str) -> None:

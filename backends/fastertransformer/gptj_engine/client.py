@@ -31,7 +31,10 @@ from gptj_engine.sampling_params import SamplingParams
 
 Answer: TypeAlias = messages.Finished | messages.Refused
 OnAnswer: TypeAlias = Callable[[Answer], None]
+OnTokens: TypeAlias = Callable[[messages.NewTokens], None]
 
+# For late words of an engine that died, whose requests have been answered with an error.
+_NOBODY: tuple[OnAnswer, OnTokens | None] = (lambda answer: None, None)
 PACKAGE_PARENT = Path(__file__).resolve().parent.parent
 ENGINE_DIED = "the engine process ended unexpectedly; a new one is being started, please try again"
 
@@ -69,6 +72,7 @@ class EngineClient:
         self._config = config
         self._server_pid = server_pid
         self._name = name
+        self.load = messages.Load(0, 0, 0, 0)  # the engine's last word on it
         self._directory = engine_directory(config, server_pid)
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._child: subprocess.Popen[bytes] | None = None
@@ -76,7 +80,7 @@ class EngineClient:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(messages.ToDoor)
         self._numbers = itertools.count()
-        self._pending: dict[int, OnAnswer] = {}
+        self._pending: dict[int, tuple[OnAnswer, OnTokens | None]] = {}
         self._lock = threading.Lock()  # guards _pending, _ready and the use of _outbox
         self._ready = False
         self._unavailable = "the engine is not ready yet; please try again"
@@ -98,18 +102,32 @@ class EngineClient:
         self._receiver = threading.Thread(target=self._receive, name="engine-answers", daemon=True)
         self._receiver.start()
 
-    def submit(self, prompt: list[int], params: SamplingParams, on_answer: OnAnswer) -> int:
+    def submit(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        on_answer: OnAnswer,
+        on_tokens: OnTokens | None = None,
+        timeout: float = 0.0,
+    ) -> int:
         """Send a request; `on_answer` is called exactly once, on another thread. Returns the number to cancel it by.
 
-        Raises UnavailableError while there is no engine.
+        With `on_tokens` the request is streamed: it is called before that, on the same thread, as tokens come. After
+        `timeout` seconds, unless 0, the request ends with finish reason "timeout". Raises UnavailableError while there
+        is no engine.
         """
         with self._lock:
             if not self._ready:
                 raise UnavailableError(self._unavailable)
             number = next(self._numbers)
-            self._pending[number] = on_answer
-            self._send(messages.Submit(self._name, number, prompt, params))
+            self._pending[number] = on_answer, on_tokens
+            self._send(messages.Submit(self._name, number, prompt, params, on_tokens is not None, timeout))
         return number
+
+    def cancel_handle(self, number: int) -> bytes:
+        """What lets anybody cancel a request: a ZeroMQ endpoint, a newline, and the message to push there."""
+        cancel = self._encoder.encode(messages.Cancel(self._name, number))
+        return f"{self._engine_address}\n".encode() + cancel
 
     def cancel(self, number: int) -> None:
         """End a request early; its answer has finish reason "cancelled". Nothing happens if it has ended."""
@@ -142,6 +160,10 @@ class EngineClient:
         sending.connect("inproc://wake")
         return sending, receiving
 
+    @property
+    def _engine_address(self) -> str:
+        return f"ipc://{self._directory}/engine.sock"
+
     def _send(self, message: messages.ToEngine) -> None:
         self._outbox.send(self._encoder.encode(message))
 
@@ -152,7 +174,7 @@ class EngineClient:
             self._outbox.close(linger=0)
             self._outbox = self._context.socket(zmq.PUSH)
             self._outbox.set_hwm(0)
-            self._outbox.connect(f"ipc://{self._directory}/engine.sock")
+            self._outbox.connect(self._engine_address)
             self._send(messages.Hello(self._name, os.getpid(), self._address))
             welcome = self._await_welcome()
             if welcome is not None:
@@ -231,9 +253,17 @@ class EngineClient:
 
     def _dispatch(self, message: messages.ToDoor) -> None:
         assert not isinstance(message, messages.Welcome)
-        with self._lock:
-            on_answer = self._pending.pop(message.request)
-        on_answer(message)
+        if isinstance(message, messages.Load):
+            self.load = message
+        elif isinstance(message, messages.Progress):
+            for new in message.requests:
+                _, on_tokens = self._pending.get(new.request, _NOBODY)
+                if on_tokens is not None:
+                    on_tokens(new)
+        else:
+            with self._lock:
+                on_answer, _ = self._pending.pop(message.request, _NOBODY)
+            on_answer(message)
 
     def _reconnect(self) -> bool:
         """After the engine died: answer what was under way, and start a new engine."""
@@ -257,5 +287,5 @@ class EngineClient:
     def _fail_pending(self, reason: str) -> None:
         with self._lock:
             failed, self._pending = self._pending, {}
-        for number, on_answer in failed.items():
+        for number, (on_answer, _) in failed.items():
             on_answer(messages.Refused(number, reason, invalid=False))

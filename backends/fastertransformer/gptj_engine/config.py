@@ -259,14 +259,15 @@ class EngineConfig:
         return Path(self.tokenizer_dir or self.model_checkpoint_path)
 
     @classmethod
-    def from_parameters(cls, parameters: Mapping[str, str], default_checkpoint: Path) -> EngineConfig:
+    def from_parameters(cls, parameters: Mapping[str, str], repository: Path) -> EngineConfig:
         """Build from the parameters of `config.pbtxt`, all strings; an empty value means the default.
 
-        Raises ConfigError for an unknown name, a value of the wrong type or one out of range.
+        A relative path starts at `repository`. Raises ConfigError for an unknown name, a value of the wrong type, one
+        out of range, or a checkpoint that is not named.
         """
         types = {field.name: field.type for field in fields(cls)}
         convert: dict[str, type] = {"int": int, "float": float, "str": str}
-        values: dict[str, Any] = {"model_checkpoint_path": str(default_checkpoint)}
+        values: dict[str, Any] = {}
         for name, text in parameters.items():
             if name not in types:
                 raise ConfigError(f"parameter {name} is unknown, known: {', '.join(types)}")
@@ -276,6 +277,11 @@ class EngineConfig:
                 values[name] = convert[str(types[name])](text)
             except ValueError:
                 raise ConfigError(f"parameter {name} is {text!r}, expected {types[name]}") from None
+        if "model_checkpoint_path" not in values:
+            raise ConfigError("parameter model_checkpoint_path is missing, expected the directory of a checkpoint")
+        for name in ("model_checkpoint_path", "tokenizer_dir"):
+            if name in values:
+                values[name] = str(repository / values[name])
         return cls(**values)
 
     def to_json(self) -> str:

@@ -51,14 +51,14 @@ class Engine:
         sequence.params.check(sequence.prompt, self.limits)
         self.scheduler.add(sequence)
 
-    def cancel(self, key: Hashable) -> list[Sequence]:
-        """End a request now; returns what there is of it, nothing if it had ended."""
+    def cancel(self, key: Hashable, reason: str = "cancelled") -> list[Sequence]:
+        """End a request now, for the finish reason given; returns what there is of it, nothing if it had ended."""
         sequence = self.scheduler.find(key)
         if sequence is None:
             return []
         group = list(sequence.group)
         for member in group:
-            member.finish_reason = "cancelled"
+            member.finish_reason = reason
         self.scheduler.remove(group)
         search = self._searches.pop(key, None)
         if search is None:

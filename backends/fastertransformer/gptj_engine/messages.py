@@ -22,12 +22,17 @@ class Hello(msgspec.Struct, tag="hello"):
 
 
 class Submit(msgspec.Struct, tag="submit"):
-    """Continue `prompt` (token ids)."""
+    """Continue `prompt` (token ids) for at most `timeout` seconds, 0 for as long as it takes.
+
+    With `stream`, which beams have not, its tokens are told as they come; the answer holds them all nevertheless.
+    """
 
     door: str
     request: int
     prompt: list[int]
     params: SamplingParams
+    stream: bool = False
+    timeout: float = 0.0
 
 
 class Cancel(msgspec.Struct, tag="cancel"):
@@ -60,6 +65,29 @@ class Result(msgspec.Struct):
     log_probs: list[float]
 
 
+class NewTokens(msgspec.Struct, array_like=True):
+    """Token ids that a streamed request got since it was told of last, with their log-probabilities if asked for."""
+
+    request: int
+    tokens: list[int]
+    log_probs: list[float]
+
+
+class Progress(msgspec.Struct, tag="progress"):
+    """What a step brought to all streamed requests of a door that go on."""
+
+    requests: list[NewTokens]
+
+
+class Load(msgspec.Struct, tag="load"):
+    """How busy the engine is: sequences of all doors, and pages of the KV cache."""
+
+    running: int
+    waiting: int
+    used_pages: int
+    pages: int
+
+
 class Finished(msgspec.Struct, tag="finished"):
     """The one answer to a request: its continuations, best first; several after a beam search only."""
 
@@ -78,4 +106,4 @@ class Refused(msgspec.Struct, tag="refused"):
 
 
 ToEngine: TypeAlias = Hello | Submit | Cancel | Goodbye
-ToDoor: TypeAlias = Welcome | Finished | Refused
+ToDoor: TypeAlias = Welcome | Progress | Load | Finished | Refused

@@ -17,6 +17,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -32,8 +33,26 @@ from gptj_engine.lifetime import end_orphaned_stubs, open_pidfd, remove_if_empty
 from gptj_engine.sequence import Sequence
 
 STUBS_END_BY_THEMSELVES = 0.5  # seconds in which they do, unless the server was killed
+LOAD_INTERVAL = 0.1  # seconds between two reports of the load while the engine is busy
 
 log = logging.getLogger("gptj_engine")
+
+
+@dataclass(eq=False)
+class Stream:
+    """A streamed request: its sequence, and how many of its tokens the door was told of."""
+
+    sequence: Sequence
+    told: int = 0
+
+    def news(self) -> messages.NewTokens | None:
+        """What the door was not told of, which counts as told then."""
+        start, self.told = self.told, len(self.sequence.output)
+        if start == self.told:
+            return None
+        _, request = _address(self.sequence)
+        log_probs = self.sequence.log_probs[start:] if self.sequence.params.is_return_log_probs else []
+        return messages.NewTokens(request, self.sequence.output[start:], log_probs)
 
 
 @dataclass(eq=False)
@@ -47,6 +66,7 @@ class Door:
     pidfd: int
     socket: Path
     requests: set[int] = field(default_factory=set)
+    streams: dict[int, Stream] = field(default_factory=dict)
 
 
 class EngineServer:
@@ -62,6 +82,9 @@ class EngineServer:
         self._poller.register(self._inbox, zmq.POLLIN)
         self._doors: dict[str, Door] = {}
         self._first_door_pid = first_door_pid
+        self._deadlines: dict[Hashable, float] = {}
+        self._load = messages.Load(0, 0, 0, 0)
+        self._load_told = 0.0
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(messages.ToEngine)
 
@@ -71,9 +94,12 @@ class EngineServer:
         self._receive(engine, wait=False)
         while self._doors:
             self._receive(engine, wait=not engine.busy)
+            self._end_what_is_due(engine)
             if engine.busy:
                 for sequences in engine.step():
                     self._answer(sequences)
+                self._tell_progress()
+            self._tell_load(engine)
 
     def _await_greeting(self) -> None:
         """Return when a door has greeted, or the one that started this engine died before it could."""
@@ -125,21 +151,51 @@ class EngineServer:
         self._poller.register(pidfd, zmq.POLLIN)
         welcome = messages.Welcome(os.getpid(), engine.limits, engine.model.start_id, engine.model.end_id)
         outbox.send(self._encoder.encode(welcome))
+        outbox.send(self._encoder.encode(_load_of(engine)))
 
     def _submit(self, engine: Engine, submit: messages.Submit) -> None:
         door = self._doors[submit.door]
         try:
-            engine.submit(Sequence((submit.door, submit.request), submit.prompt, submit.params))
+            sequence = Sequence((submit.door, submit.request), submit.prompt, submit.params)
+            engine.submit(sequence)
         except InvalidRequestError as error:
             door.outbox.send(self._encoder.encode(messages.Refused(submit.request, str(error), invalid=True)))
         else:
             door.requests.add(submit.request)
+            if submit.stream:
+                door.streams[submit.request] = Stream(sequence)
+            if submit.timeout:
+                self._deadlines[sequence.key] = time.monotonic() + submit.timeout
+
+    def _end_what_is_due(self, engine: Engine) -> None:
+        now = time.monotonic()
+        for key in [key for key, deadline in self._deadlines.items() if deadline <= now]:
+            self._answer(engine.cancel(key, "timeout"))
+
+    def _tell_progress(self) -> None:
+        for door in self._doors.values():
+            news = list(filter(None, [stream.news() for stream in door.streams.values()]))
+            if news:
+                door.outbox.send(self._encoder.encode(messages.Progress(news)))
+
+    def _tell_load(self, engine: Engine) -> None:
+        """Tell all doors of the engine's load if it has changed: at once when the engine falls idle."""
+        now = time.monotonic()
+        if engine.busy and now < self._load_told + LOAD_INTERVAL:
+            return
+        load = _load_of(engine)
+        if load != self._load:
+            self._load, self._load_told = load, now
+            message = self._encoder.encode(load)
+            for door in self._doors.values():
+                door.outbox.send(message)
 
     def _answer(self, sequences: list[Sequence]) -> None:
-        assert isinstance(sequences[0].key, tuple)
-        name, request = sequences[0].key
+        name, request = _address(sequences[0])
         door = self._doors[name]
         door.requests.remove(request)
+        door.streams.pop(request, None)
+        self._deadlines.pop(sequences[0].key, None)
         finished = messages.Finished(request, [_result(sequence) for sequence in sequences])
         door.outbox.send(self._encoder.encode(finished))
 
@@ -147,9 +203,23 @@ class EngineServer:
         door = self._doors.pop(name)
         for request in door.requests:
             engine.cancel((name, request))
+            self._deadlines.pop((name, request), None)
         self._poller.unregister(door.pidfd)
         os.close(door.pidfd)
         door.outbox.close(linger=1000)
+
+
+def _load_of(engine: Engine) -> messages.Load:
+    scheduler, pool = engine.scheduler, engine.scheduler.pool
+    used = pool.num_pages - pool.num_free
+    return messages.Load(len(scheduler.running), len(scheduler.waiting), used, pool.num_pages)
+
+
+def _address(sequence: Sequence) -> tuple[str, int]:
+    """The door and the number of the request that a sequence belongs to."""
+    assert isinstance(sequence.key, tuple)
+    door, request = sequence.key
+    return door, request
 
 
 def _result(sequence: Sequence) -> messages.Result:

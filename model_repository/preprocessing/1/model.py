@@ -37,7 +37,7 @@ class TritonPythonModel:
     def answer(self, request: Any) -> Any:
         """The response to one request of any number of rows; a row that cannot be served fails the whole request."""
         try:
-            request_fields.refuse_unknown_parameters(request.parameters())
+            request_fields.check_parameters(request.parameters())
             arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
             tensors = self.tensors(request_fields.read_rows(arrays, self.limits), set(request.requested_output_names()))
         except request_fields.FieldError as error:

@@ -159,13 +159,15 @@ class Row:
 ROW_NAMES = tuple(field.name for field in dataclasses.fields(Row))
 
 
-def refuse_unknown_parameters(parameters_json: str) -> None:
-    """Raise FieldError for a request parameter that is not one of Triton's own.
+def check_parameters(parameters_json: str) -> None:
+    """Raise FieldError for a request parameter that is not one of Triton's own, and for a timeout that is none.
 
     `generate` turns JSON keys that name no input into request parameters: a misspelt field shows here, nowhere else.
     `parameters_json`: the JSON object that the Python backend's request.parameters() returns.
     """
-    for name in json.loads(parameters_json):
+    for name, value in json.loads(parameters_json).items():
+        if name == "timeout" and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            raise FieldError(f"timeout is {value!r}; it must be a whole number of microseconds, 0 for no limit")
         if name in RESERVED_PARAMETERS or name.startswith(RESERVED_PREFIX):
             continue
         if name in FIELD_NAMES:
@@ -235,7 +237,7 @@ def _read_row(values: Mapping[str, NDArray[Any]], limits: Limits) -> Row:
                 f"{name} is {read[name]}; it must be a token of the vocabulary, from 0 to {limits.vocab_size - 1}"
             )
     if read["stream"]:
-        raise FieldError("stream is true; it must be false, because streaming is not available on `ensemble`")
+        raise FieldError("stream is true; it must be false, because `ensemble` answers once: use `ensemble_stream`")
     seed, alias = read["seed"], read["random_seed"]
     if None not in (seed, alias) and seed != alias:
         raise FieldError(f"seed is {seed} and random_seed, its other name, is {alias}; they must be equal")

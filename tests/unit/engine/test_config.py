@@ -11,7 +11,7 @@ import pytest
 from gptj_engine.config import EngineConfig, ModelConfig
 from gptj_engine.errors import ConfigError
 
-DEFAULT = Path("/default")
+REPOSITORY = Path("/repository")
 RAW = {
     "model_type": "gptj",
     "vocab_size": 257,
@@ -33,15 +33,29 @@ def model_config(directory: Path, **changes: Any) -> ModelConfig:
 def test_parameters_become_settings_of_their_types() -> None:
     config = EngineConfig.from_parameters(
         {"data_type": "bf16", "kv_cache_gib": "0.5", "step_tokens": "32", "model_checkpoint_path": "/elsewhere"},
-        DEFAULT,
+        REPOSITORY,
     )
     assert (config.data_type, config.kv_cache_gib, config.step_tokens) == ("bf16", 0.5, 32)
     assert config.checkpoint == Path("/elsewhere")
 
 
 def test_an_empty_value_means_the_default() -> None:
-    names = ["model_checkpoint_path", "data_type", "kv_cache_gib", "step_tokens", "tensor_para_size", "device"]
-    assert EngineConfig.from_parameters(dict.fromkeys(names, ""), DEFAULT) == EngineConfig(str(DEFAULT))
+    names = ["data_type", "kv_cache_gib", "step_tokens", "tensor_para_size", "device", "tokenizer_dir"]
+    parameters = {"model_checkpoint_path": "/elsewhere"} | dict.fromkeys(names, "")
+    assert EngineConfig.from_parameters(parameters, REPOSITORY) == EngineConfig("/elsewhere")
+
+
+def test_a_relative_path_starts_at_the_model_repository() -> None:
+    parameters = {"model_checkpoint_path": "model/1/weights", "tokenizer_dir": "model/1/tokenizer"}
+    config = EngineConfig.from_parameters(parameters, REPOSITORY)
+    assert config.checkpoint == REPOSITORY / "model/1/weights"
+    assert config.tokenizer == REPOSITORY / "model/1/tokenizer"
+
+
+@pytest.mark.parametrize("parameters", [{}, {"model_checkpoint_path": ""}])
+def test_a_checkpoint_must_be_named(parameters: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="model_checkpoint_path is missing, expected the directory of a checkpoint"):
+        EngineConfig.from_parameters(parameters, REPOSITORY)
 
 
 def test_settings_survive_the_way_to_the_engine_process() -> None:
@@ -51,7 +65,7 @@ def test_settings_survive_the_way_to_the_engine_process() -> None:
 
 def test_an_unknown_parameter_is_refused_and_the_known_ones_are_named() -> None:
     with pytest.raises(ConfigError, match=r"parameter tensor_paralel_size is unknown, known: .*tensor_para_size"):
-        EngineConfig.from_parameters({"tensor_paralel_size": "1"}, DEFAULT)
+        EngineConfig.from_parameters({"tensor_paralel_size": "1"}, REPOSITORY)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +90,7 @@ def test_an_unknown_parameter_is_refused_and_the_known_ones_are_named() -> None:
 )
 def test_a_bad_value_is_refused_with_what_is_allowed(name: str, value: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(f"parameter {message}")):
-        EngineConfig.from_parameters({name: value}, DEFAULT)
+        EngineConfig.from_parameters({"model_checkpoint_path": "/w", name: value}, REPOSITORY)
 
 
 def test_the_shape_of_a_checkpoint_is_read_from_its_configuration(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import queue
 import shutil
@@ -16,10 +17,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+import zmq
 from gptj_engine.client import Answer, EngineClient, engine_directory
 from gptj_engine.config import EngineConfig
 from gptj_engine.errors import ConfigError, UnavailableError
-from gptj_engine.messages import Finished, Refused
+from gptj_engine.messages import Finished, NewTokens, Refused
 from gptj_engine.sampling_params import SamplingParams
 
 BACKEND = Path(__file__).resolve().parents[3] / "backends" / "fastertransformer"
@@ -168,6 +170,66 @@ def test_two_doors_share_one_engine_that_ends_after_the_last_one(
     wait_until(lambda: has_ended(pid), "the engine outlived its last door")
     assert mailbox.answers.empty()
     assert not server_directory(server).exists()
+
+
+def test_a_streamed_request_is_told_its_tokens_as_they_come_from_either_door(
+    open_door: Callable[[str], EngineClient], mailbox: Mailbox
+) -> None:
+    params = SamplingParams(request_output_len=30, end_id=256, min_length=30, is_return_log_probs=True)
+    told: dict[str, list[NewTokens]] = {"first": [], "second": []}
+    for name, news in told.items():
+        open_door(name).submit([1, 2, 3], params, mailbox.answers.put, news.append)
+    for _ in told:
+        answer = mailbox.take()
+        assert isinstance(answer, Finished)
+        [result] = answer.results
+    for news in told.values():
+        assert len(news) > 5
+        tokens = [token for new in news for token in new.tokens]
+        assert tokens == result.tokens[: len(tokens)]
+        assert [log_prob for new in news for log_prob in new.log_probs] == result.log_probs[: len(tokens)]
+
+
+def test_a_timeout_ends_requests_that_run_and_that_wait_with_what_they_have(
+    config: EngineConfig, server: Server, mailbox: Mailbox
+) -> None:
+    one_at_a_time = dataclasses.replace(config, max_sequences=1)
+    door = EngineClient(one_at_a_time, server.pid, "only")
+    started = time.monotonic()
+    for _ in range(2):
+        door.submit([1, 2], LONG, mailbox.answers.put, timeout=0.3)
+    door.submit([1, 2, 3], SHORT, mailbox.answers.put, timeout=60.0)
+    lengths = []
+    for _ in range(2):
+        answer = mailbox.take()
+        assert isinstance(answer, Finished)
+        assert answer.results[0].finish_reason == "timeout"
+        lengths.append(len(answer.results[0].tokens))
+    assert 0.3 <= time.monotonic() - started < 1.5
+    assert 0 < max(lengths) < 900
+    assert min(lengths) == 0, "both ran at once, so the test shows nothing"
+    assert len(mailbox.tokens()) == 5
+    door.close()
+    assert door._child is not None
+    door._child.wait(10)
+
+
+def test_a_request_is_cancelled_by_whoever_has_its_handle_and_the_load_is_told(
+    open_door: Callable[[str], EngineClient], mailbox: Mailbox
+) -> None:
+    door, other = open_door("first"), open_door("second")
+    number = door.submit([1, 2], LONG, mailbox.answers.put)
+    for each in (door, other):
+        wait_until(lambda each=each: each.load.running == 1 and each.load.used_pages > 0, "no load")  # type: ignore[misc]
+    address, _, message = door.cancel_handle(number).partition(b"\n")
+    with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
+        socket.connect(address.decode())
+        socket.send(message)
+        socket.close(linger=1000)
+    answer = mailbox.take()
+    assert isinstance(answer, Finished) and answer.results[0].finish_reason == "cancelled"
+    for each in (door, other):
+        wait_until(lambda each=each: each.load.running == each.load.used_pages == 0, "no idle load", 0.5)  # type: ignore[misc]
 
 
 def test_a_killed_engine_answers_each_request_once_with_an_error_and_a_new_one_serves(

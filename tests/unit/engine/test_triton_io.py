@@ -11,7 +11,7 @@ from gptj_engine.errors import InvalidRequestError
 from gptj_engine.messages import Finished, Result, Welcome
 from gptj_engine.sampling_params import Limits, SamplingParams
 from numpy.typing import NDArray
-from triton_io import derived_seed, read_rows, write_tensors
+from triton_io import PieceTensors, derived_seed, read_rows, read_stream, read_timeout, write_tensors
 
 LIMITS = Limits(vocab_size=100, context_length=32, stop_strings=True, num_pages=20, page_size=16)
 MODEL = Welcome(engine_pid=1, limits=LIMITS, start_id=98, end_id=99)
@@ -296,3 +296,110 @@ def test_rows_that_would_return_unequal_numbers_of_sequences_are_refused() -> No
         read_rows(request([1], [1], beam_width=[2, 3]), MODEL)
     with pytest.raises(InvalidRequestError, match="row 1: num_return_sequences is 1, allowed: 4, as in row 0"):
         read_rows(request([1], [1], num_return_sequences=[4, 1]), MODEL)
+
+
+def test_a_stream_carries_all_tokens_so_far_and_says_where_the_last_piece_ended() -> None:
+    tensors = request([1, 2, 3], [4], new=4, num_return_sequences=2, end_id=[50, 60])
+    pieces = PieceTensors(tensors, read_rows(tensors, MODEL))
+    pieces.add(0, [10], [])
+    pieces.add(3, [20, 21], [])
+    first = pieces.piece(last=False)
+    assert {name: (array.shape, array.dtype.name) for name, array in first.items()} == {
+        "output_ids": ((2, 2, 4), "uint32"),
+        "sequence_length": ((2, 2), "uint32"),
+        "previous_length": ((2, 2), "uint32"),
+        "cum_log_probs": ((2, 0), "float32"),
+        "output_log_probs": ((2, 2, 0), "float32"),
+        "finish_reason": ((2, 2), "object"),
+        "input_lengths": ((2, 1), "uint32"),
+        "end_id": ((2, 1), "uint32"),
+    }
+    assert first["output_ids"].tolist() == [[[1, 2, 3, 10], [1, 2, 3, 50]], [[4, 60, 60, 60], [4, 20, 21, 60]]]
+    assert first["sequence_length"].tolist() == [[4, 3], [1, 3]]
+    assert first["previous_length"].tolist() == first["input_lengths"].repeat(2, axis=1).tolist() == [[3, 3], [1, 1]]
+    for index, tokens in enumerate([[10, 11, 12, 13], [10, 50], [60], [20, 21, 22, 23]]):
+        pieces.end(index, Result(tokens, "length" if len(tokens) == 4 else "stop", []))
+    last = pieces.piece(last=True)
+    assert last["output_ids"].tolist() == [
+        [[1, 2, 3, 10, 11, 12, 13], [1, 2, 3, 10, 50, 50, 50]],
+        [[4, 60, 60, 60, 60, 60, 60], [4, 20, 21, 22, 23, 60, 60]],
+    ]
+    assert last["previous_length"].tolist() == [[4, 3], [1, 3]]
+    assert set(first["finish_reason"].ravel()) == {b""}
+    assert last["finish_reason"].tolist() == [[b"length", b"stop"], [b"stop", b"length"]]
+
+
+def test_no_finish_reason_is_told_before_the_last_piece() -> None:
+    tensors = request([1], [2], new=3)
+    pieces = PieceTensors(tensors, read_rows(tensors, MODEL))
+    pieces.end(0, Result([99], "stop", []))
+    assert pieces.piece(last=False)["finish_reason"].tolist() == [[b""], [b""]]
+    pieces.end(1, Result([5, 6, 7], "length", []))
+    assert pieces.piece(last=True)["finish_reason"].tolist() == [[b"stop"], [b"length"]]
+
+
+def test_a_piece_has_the_log_probs_of_all_new_tokens_so_far() -> None:
+    tensors = request([1, 2], [3], new=4, is_return_log_probs=[True, False])
+    pieces = PieceTensors(tensors, read_rows(tensors, MODEL))
+    pieces.add(0, [5, 6], [-1.0, -2.0])
+    pieces.add(1, [7], [])
+    outputs = pieces.piece(last=False)
+    assert outputs["output_log_probs"].tolist() == [[[-1.0, -2.0]], [[0.0, 0.0]]]
+    assert outputs["cum_log_probs"].tolist() == [[-3.0], [0.0]]
+    pieces.end(0, Result([5, 6, 7], "timeout", [-1.0, -2.0, -3.0]))
+    pieces.end(1, Result([7], "timeout", []))
+    assert pieces.piece(last=True)["output_log_probs"].tolist() == [[[-1.0, -2.0, -3.0]], [[0.0, 0.0, 0.0]]]
+
+
+def test_a_piece_without_a_new_token_has_the_shapes_of_the_others() -> None:
+    tensors = request([1, 2], is_return_log_probs=True)
+    pieces = PieceTensors(tensors, read_rows(tensors, MODEL))
+    pieces.end(0, Result([], "timeout", []))
+    outputs = pieces.piece(last=True)
+    assert outputs["output_ids"].tolist() == [[[1, 2]]]
+    assert (outputs["output_log_probs"].shape, outputs["finish_reason"].tolist()) == ((1, 1, 0), [[b"timeout"]])
+
+
+def test_what_postprocessing_needs_passes_through_as_it_came() -> None:
+    given = {
+        "stop_strings": np.array([[b"a", b"b"]], np.object_),
+        "exclude_input_in_output": np.array([[False]]),
+        "return_num_input_tokens": np.array([[True]]),
+    }
+    tensors = request([1, 2]) | given
+    pieces = PieceTensors(tensors, read_rows(tensors, MODEL))
+    handles = [b"ipc:///engine.sock\nmessage"]
+    outputs = pieces.piece(last=False, cancel_handles=handles)
+    assert {name: outputs[name].tolist() for name in given} == {name: array.tolist() for name, array in given.items()}
+    assert (outputs["input_lengths"].tolist(), outputs["end_id"].tolist()) == ([[2]], [[99]])
+    assert outputs["cancel_handle"].tolist() == [handles]
+    assert not {"return_num_output_tokens", "cancel_handle"} & set(pieces.piece(last=False))
+
+
+def test_the_streaming_model_streams_unless_it_is_told_not_to() -> None:
+    rows = read_rows(request([1], [2]), MODEL)
+    assert read_stream({}, rows)
+    assert read_stream({"stream": np.array([[True], [True]])}, rows)
+    assert not read_stream({"stream": np.array([[False], [False]])}, rows)
+    with pytest.raises(InvalidRequestError, match="row 1: stream is False, allowed: True, as in row 0"):
+        read_stream({"stream": np.array([[True], [False]])}, rows)
+
+
+def test_beams_are_not_streamed() -> None:
+    tensors = request([1], beam_width=3)
+    rows = read_rows(tensors, MODEL)
+    with pytest.raises(InvalidRequestError, match="beam_width is 3, allowed: 1 in a stream: beams are not streamed"):
+        read_stream(tensors, rows)
+    assert not read_stream(tensors | {"stream": np.array([[False]])}, rows)
+
+
+def test_a_timeout_comes_from_triton_or_among_the_parameters_of_generate() -> None:
+    assert read_timeout(250_000, "{}") == 0.25
+    assert read_timeout(0, '{"timeout": 1500000, "id": "a"}') == 1.5
+    assert read_timeout(0, "") == read_timeout(0, '{"timeout": 0}') == 0.0
+
+
+@pytest.mark.parametrize("value", ['"soon"', "-1", "1.5", "true", "null", "[1]"])
+def test_a_timeout_that_is_no_number_of_microseconds_is_refused(value: str) -> None:
+    with pytest.raises(InvalidRequestError, match=r"^timeout is .*, allowed: a whole number of microseconds, 0 for"):
+        read_timeout(0, f'{{"timeout": {value}}}')

@@ -1,0 +1,248 @@
+"""When a reply is sent, and what becomes of it when its client or the engine goes: the test puts tokens in and takes
+responses out."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from gptj_engine.client import EngineClient
+from gptj_engine.errors import ConfigError, UnavailableError
+from gptj_engine.messages import Finished, Load, NewTokens, Refused, Result
+from gptj_engine.sampling_params import SamplingParams
+from replies import CANCEL_CHECK_AGE, HANDLE_INTERVAL, Outputs, Replies, Reply, StreamReply, read_pace
+from triton_io import Row
+
+TENSORS = {"input_ids": np.array([[1, 2]], np.uint32)}
+PACE = 100.0  # pieces a second
+
+
+class Engine:
+    """Takes requests as EngineClient does; the test answers them."""
+
+    def __init__(self) -> None:
+        self.load = Load(0, 0, 0, 0)
+        self.requests: list[tuple[Callable[[Any], None], Callable[[NewTokens], None]]] = []
+        self.cancelled: list[int] = []
+        self.available = True
+
+    def submit(self, prompt: list[int], params: SamplingParams, on_answer: Any, on_tokens: Any, timeout: float) -> int:
+        if not self.available:
+            raise UnavailableError("no engine")
+        self.requests.append((on_answer, on_tokens))
+        return len(self.requests) - 1
+
+    def cancel(self, number: int) -> None:
+        self.cancelled.append(number)
+
+    def cancel_handle(self, number: int) -> bytes:
+        return b"handle %d" % number
+
+    def add(self, number: int, *tokens: int) -> None:
+        self.requests[number][1](NewTokens(number, list(tokens), []))
+
+    def end(self, number: int, *tokens: int, reason: str = "length") -> None:
+        self.requests[number][0](Finished(number, [Result(list(tokens), reason, [])]))
+
+    def refuse(self, number: int, message: str) -> None:
+        self.requests[number][0](Refused(number, message, invalid=False))
+
+
+class Client:
+    """Where responses go: (seconds since it began, outputs or the error, whether it is the last)."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.responses: queue.Queue[tuple[float, Outputs | str, bool]] = queue.Queue()
+        self.left = False
+        self.ended = False
+        self.asked_after_the_end = False
+        self.breaks = False
+
+    def send(self, outputs: Outputs, last: bool) -> None:
+        if self.breaks:
+            raise OSError("no shared memory")
+        assert not self.ended
+        copied = {name: array.copy() for name, array in outputs.items()}
+        self.ended = last
+        self.responses.put((time.monotonic() - self.began, copied, last))
+
+    def fail(self, message: str, invalid: bool) -> None:
+        assert not self.ended
+        self.ended = True
+        self.responses.put((time.monotonic() - self.began, message, True))
+
+    def is_cancelled(self) -> bool:
+        self.asked_after_the_end |= self.ended
+        return self.left
+
+    def take(self) -> tuple[float, Any, bool]:
+        return self.responses.get(timeout=2)
+
+    def lengths(self) -> tuple[int, int]:
+        """(previous length, length) of the next piece."""
+        _, outputs, _ = self.take()
+        return outputs["previous_length"].item(), outputs["sequence_length"].item()
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine()
+
+
+@pytest.fixture
+def replies(engine: Engine) -> Iterator[Replies]:
+    opened = Replies(cast(EngineClient, engine), PACE, on_load=lambda load: None)
+    yield opened
+    opened.close()
+
+
+def begin(replies: Replies, client: Client, streamed: bool = True, copies: int = 1) -> None:
+    rows = [Row([1, 2], [SamplingParams(request_output_len=500, end_id=9)] * copies)]
+    kind = StreamReply if streamed else Reply
+    replies.submit(kind(TENSORS, rows, client), rows, timeout=0.0)
+
+
+def test_the_first_piece_goes_at_once_and_tokens_that_wait_travel_together(engine: Engine, replies: Replies) -> None:
+    client = Client()
+    others = [Client() for _ in range(19)]
+    for each in (client, *others):
+        begin(replies, each)
+    gap = 20 / PACE
+    engine.add(0, 5)
+    first, outputs, last = client.take()
+    assert first < gap / 2 and not last
+    assert outputs["sequence_length"].item() == 3
+    for token in range(10):
+        engine.add(0, token)
+    second, outputs, _ = client.take()
+    assert second - first >= gap * 0.9
+    assert (outputs["previous_length"].item(), outputs["sequence_length"].item()) == (3, 13)
+    assert outputs["output_ids"].tolist() == [[[1, 2, 5, *range(10)]]]
+
+
+def test_the_gap_is_as_short_as_there_are_few_streams(engine: Engine, replies: Replies) -> None:
+    client = Client()
+    begin(replies, client)
+    engine.add(0, 5)
+    first, _, _ = client.take()
+    engine.add(0, 6)
+    second, _, _ = client.take()
+    assert 0.9 / PACE <= second - first < 10 / PACE
+    for number in range(30):
+        begin(replies, Client())
+        engine.end(1 + number, 7)
+    engine.add(0, 6)
+    assert client.lengths() == (4, 5)
+    third = time.monotonic()
+    engine.add(0, 6)
+    client.take()
+    assert time.monotonic() - third < 10 / PACE, "streams that ended still count"
+
+
+def test_the_last_piece_waits_for_nothing_and_brings_the_rest(engine: Engine, replies: Replies) -> None:
+    client = Client()
+    for each in (client, *(Client() for _ in range(300))):
+        begin(replies, each)
+    engine.add(0, 5)
+    assert client.lengths() == (2, 3)
+    engine.add(0, 6)
+    engine.end(0, 5, 6, 7, reason="stop")
+    _, outputs, last = client.take()
+    assert last and outputs["finish_reason"].item() == b"stop"
+    assert (outputs["previous_length"].item(), outputs["sequence_length"].item()) == (3, 5)
+    time.sleep(0.05)
+    assert client.responses.empty()
+
+
+def test_one_answer_is_sent_when_all_sequences_have_ended(engine: Engine, replies: Replies) -> None:
+    client = Client()
+    begin(replies, client, streamed=False, copies=2)
+    engine.end(1, 7, 8)
+    time.sleep(0.02)
+    assert client.responses.empty()
+    engine.end(0, 5)
+    _, outputs, last = client.take()
+    assert last and outputs["sequence_length"].tolist() == [[3, 4]]
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_refusal_ends_the_whole_request_once_and_cancels_the_rest_of_it(
+    engine: Engine, replies: Replies, streamed: bool
+) -> None:
+    client = Client()
+    begin(replies, client, streamed, copies=3)
+    engine.refuse(1, "the engine ended")
+    assert client.take()[1:] == ("the engine ended", True)
+    assert engine.cancelled == [0, 1, 2]
+    engine.refuse(0, "the engine ended")
+    engine.end(2, 5)
+    time.sleep(0.02)
+    assert client.responses.empty()
+
+
+def test_a_request_without_an_engine_is_answered_once(engine: Engine, replies: Replies) -> None:
+    client = Client()
+    engine.available = False
+    begin(replies, client, copies=3)
+    assert client.take()[1:] == ("no engine", True)
+    time.sleep(0.02)
+    assert client.responses.empty()
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_all_sequences_are_cancelled_when_their_client_left(engine: Engine, replies: Replies, streamed: bool) -> None:
+    left, stays = Client(), Client()
+    begin(replies, left, streamed, copies=2)
+    begin(replies, stays, streamed)
+    left.left = True
+    time.sleep(CANCEL_CHECK_AGE + 0.3)
+    assert engine.cancelled == [0, 1]
+    for number in (0, 1):
+        engine.end(number, 5, reason="cancelled")
+    assert left.take()[2]
+    engine.end(2, 5)
+    assert stays.take()[2]
+    time.sleep(0.3)
+    assert not left.asked_after_the_end and not stays.asked_after_the_end
+
+
+def test_some_pieces_a_second_say_how_to_cancel(engine: Engine, replies: Replies) -> None:
+    client = Client()
+    begin(replies, client, copies=2)
+    until = time.monotonic() + 4.5 * HANDLE_INTERVAL
+    while time.monotonic() < until:
+        engine.add(0, 5)
+        time.sleep(0.005)
+    handles = []
+    with contextlib.suppress(queue.Empty):
+        while True:
+            outputs: Any = client.responses.get_nowait()[1]
+            if "cancel_handle" in outputs:
+                handles.append(outputs["cancel_handle"].tolist())
+    assert handles == [[[b"handle 0", b"handle 1"]]] * len(handles)
+    assert 2 <= len(handles) <= 4
+
+
+def test_a_response_that_cannot_be_sent_ends_its_request_alone(engine: Engine, replies: Replies) -> None:
+    broken, client = Client(), Client()
+    begin(replies, broken)
+    begin(replies, client)
+    broken.breaks = True
+    engine.add(0, 5)
+    assert broken.take()[1] == "the answer could not be sent: no shared memory"
+    assert engine.cancelled == [0]
+    engine.end(1, 5)
+    assert client.take()[2]
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "many"])
+def test_a_pace_that_is_none_is_refused_by_name(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"stream_pieces_per_second is '{text}', allowed: a number above 0"):
+        read_pace(text)
+    assert read_pace("") == read_pace("1000") == 1000.0
