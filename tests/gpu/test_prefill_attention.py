@@ -28,12 +28,10 @@ def table_of(numbers: list[int], device: torch.device) -> Tensor:
 def where_tokens_go(layer: Layer, chunks: Chunks) -> tuple[Tensor, Tensor, Tensor]:
     """Page, slot and position of each packed token."""
     device = layer.tables.device
-    positions = [
-        (row, position) for row, (start, count) in enumerate(chunks) for position in range(start, start + count)
-    ]
-    pages = [int(layer.tables[row, position // PAGE]) for row, position in positions]
-    slots = [position % PAGE for _, position in positions]
-    return table_of(pages, device), table_of(slots, device), table_of([at for _, at in positions], device)
+    tokens = [(row, at) for row, (start, count) in enumerate(chunks) for at in range(start, start + count)]
+    pages = [int(layer.tables[row, at // PAGE]) for row, at in tokens]
+    slots, positions = [at % PAGE for _, at in tokens], [at for _, at in tokens]
+    return table_of(pages, device), table_of(slots, device), table_of(positions, device)
 
 
 def attend(

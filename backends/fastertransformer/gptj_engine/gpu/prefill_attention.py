@@ -30,7 +30,7 @@ class PrefillLaunch(NamedTuple):
 
 
 HALVES = PrefillLaunch()
-FLOATS = PrefillLaunch(queries=32, keys=32, warps=4, stages=1)  # no matrix units: exact, and slow
+FLOATS = PrefillLaunch(queries=32, keys=16, warps=8, stages=1)  # exact, so without matrix units, and slow
 
 WRITE_TOKENS, WRITE_WARPS = 16, 4
 GELU_COLUMNS, GELU_WARPS = 2048, 4
@@ -195,7 +195,7 @@ def prefill_gelu_reference(projected: Tensor, activations: Tensor) -> None:
 
 @triton.jit
 def _rotated(rows, cos, sin, positions, live, D: tl.constexpr, ROTARY: tl.constexpr):
-    """float32 [tokens, D]: vectors at the pointers `rows` [tokens], neighbours among the first ROTARY entries turned."""
+    """float32 [tokens, D]: vectors at the pointers `rows` [tokens], neighbours among their first ROTARY turned."""
     dims = tl.arange(0, D)
     turned = live[:, None] & (dims < ROTARY)[None, :]
     own = tl.load(rows[:, None] + dims[None, :], mask=live[:, None], other=0.0).to(tl.float32)
