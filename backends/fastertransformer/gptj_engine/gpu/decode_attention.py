@@ -25,9 +25,9 @@ class DecodeLaunch(NamedTuple):
     """How the kernels are launched.
 
     `programs` is how many of the first kernel a bucket aims at (splits are made to reach it, `most_splits` at most),
-    and no split takes less than `least_pages`; `tile_pages` pages are in registers at once, `stages` tiles on their way
-    (1: loads are not pipelined). `columns` and `combined` are elements a program of the second: of GELU, and of partial
-    results.
+    and no split takes less than `least_pages`; `tile_pages` pages are in registers at once, `stages` - 1 tiles on their
+    way to shared memory (with 1 stage loads go straight to registers). `columns` and `combined` are elements a program
+    of the second: of GELU, and of partial results.
     """
 
     programs: int = 4096
@@ -35,7 +35,7 @@ class DecodeLaunch(NamedTuple):
     least_pages: int = 1
     tile_pages: int = 2
     warps: int = 4
-    stages: int = 1
+    stages: int = 3
     columns: int = 1024
     combined: int = 4096
     combine_warps: int = 4
@@ -242,6 +242,7 @@ def _attend_kernel(
     in_keys = dims[:, None, None] * PAGE + slots[None, None, :]  # [D, 1, PAGE]
     in_values = slots[:, None, None] * D + dims[None, None, :]  # [PAGE, 1, D]
     table = tables + row.to(tl.int64) * table_stride
+    pages = tl.load(table + first_page + tile, mask=first_page + tile < end_page, other=0)
 
     heads_of_row = projected + row.to(tl.int64) * projected_stride + head * D
     query = rotated_head(heads_of_row, cos, sin, position, D, ROTARY) * (D**-0.5 * LOG2_E)
@@ -261,7 +262,9 @@ def _attend_kernel(
     for start in tl.range(first_page, end_page, TILE_PAGES, num_stages=STAGES):
         numbers = start + tile
         held = numbers < end_page
-        offsets = (tl.load(table + numbers, mask=held, other=0).to(tl.int64) * HEADS + head) * (D * PAGE)
+        offsets = (pages.to(tl.int64) * HEADS + head) * (D * PAGE)
+        # Here, so that the next tile's loads need not wait for it.
+        pages = tl.load(table + numbers + TILE_PAGES, mask=numbers + TILE_PAGES < end_page, other=0)
         # Masked by page alone: a mask along the contiguous axis would cut loads to one element.
         key = tl.load(keys + offsets[None, :, None] + in_keys, mask=held[None, :, None], other=0.0)
         value = tl.load(values + offsets[None, :, None] + in_values, mask=held[None, :, None], other=0.0)
