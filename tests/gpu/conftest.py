@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,20 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read as triton is imported
-pytest.importorskip("triton", reason="triton (the language) is not installed")
+
+
+class ModuleWithoutTriton(pytest.Module):
+    """A test file that is not imported, as it would import triton."""
+
+    def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
+        pytest.skip("triton (the language) is not installed")
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    """What pytest does unless triton is missing."""
+    if find_spec("triton"):
+        return None
+    return ModuleWithoutTriton.from_parent(parent, path=module_path)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -129,7 +129,7 @@ def prefill_attention(
     first_rows[s + 1] and positions from starts[s] on. `blocks` int32 [blocks, 2]: `query_blocks` of `launch.queries`.
     """
     launch = launch or prefill_launch(projected.dtype)
-    _attend_kernel[blocks.shape[0], keys.shape[1]](
+    _attend_kernel[keys.shape[1], blocks.shape[0]](  # the first axis starts first: the longest blocks of all heads
         projected,
         projected.stride(0),
         keys,
@@ -269,7 +269,7 @@ def _attend_kernel(
     KEYS: tl.constexpr,
 ):
     """A block of queries of one head."""
-    block, head = tl.program_id(0), tl.program_id(1)
+    head, block = tl.program_id(0), tl.program_id(1)
     chunk = tl.load(blocks + 2 * block)
     first = tl.load(blocks + 2 * block + 1)
     chunk_end = tl.load(first_rows + chunk + 1)
