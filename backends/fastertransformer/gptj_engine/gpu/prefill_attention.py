@@ -194,16 +194,16 @@ def prefill_gelu_reference(projected: Tensor, activations: Tensor) -> None:
 
 
 @triton.jit
-def _rotated(rows, cos, sin, positions, live, D: tl.constexpr, ROTARY: tl.constexpr):
-    """float32 [tokens, D]: vectors at the pointers `rows` [tokens], neighbours among their first ROTARY turned."""
+def _rotated(vectors, cos, sin, positions, live, D: tl.constexpr, ROTARY: tl.constexpr):
+    """float32 [D, tokens]: what the pointers `vectors` [tokens] lead to, neighbours among their first ROTARY turned."""
     dims = tl.arange(0, D)
-    turned = live[:, None] & (dims < ROTARY)[None, :]
-    own = tl.load(rows[:, None] + dims[None, :], mask=live[:, None], other=0.0).to(tl.float32)
-    other = tl.load(rows[:, None] + (dims ^ 1)[None, :], mask=turned, other=0.0).to(tl.float32)
-    angles = positions[:, None] * (ROTARY // 2) + (dims // 2)[None, :]
+    turned = (dims < ROTARY)[:, None] & live[None, :]
+    own = tl.load(vectors[None, :] + dims[:, None], mask=live[None, :], other=0.0).to(tl.float32)
+    other = tl.load(vectors[None, :] + (dims ^ 1)[:, None], mask=turned, other=0.0).to(tl.float32)
+    angles = positions[None, :] * (ROTARY // 2) + (dims // 2)[:, None]
     cosine = tl.load(cos + angles, mask=turned, other=1.0)
     sine = tl.load(sin + angles, mask=turned, other=0.0)
-    return own * cosine + tl.where((dims % 2 == 0)[None, :], -other, other) * sine
+    return own * cosine + tl.where((dims % 2 == 0)[:, None], -other, other) * sine
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -224,29 +224,32 @@ def _rotate_and_write_kernel(
     ROTARY: tl.constexpr,
     TOKENS: tl.constexpr,
 ):
-    """TOKENS tokens of one head."""
+    """TOKENS tokens of one head.
+
+    Where addresses follow no order the compiler knows, it gives neighbouring threads neighbours of the first axis. So D
+    comes first, except where K is stored: there tokens do, for their slots lie side by side.
+    """
     tokens = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     head = tl.program_id(1)
     position = tl.load(positions + tokens, mask=tokens < num_tokens, other=-1)
     live = position >= 0
     dims = tl.arange(0, D)
-    turned = live[:, None] & (dims < ROTARY)[None, :]
+    turned = (dims < ROTARY)[:, None] & live[None, :]
     queries = projected + tokens.to(tl.int64) * projected_stride + head * D  # [TOKENS]
     query = _rotated(queries, cos, sin, position, live, D, ROTARY).to(projected.dtype.element_ty)
     key = _rotated(queries + HEADS * D, cos, sin, position, live, D, ROTARY).to(projected.dtype.element_ty)
-    value = tl.load((queries + 2 * HEADS * D)[:, None] + dims[None, :], mask=live[:, None], other=0.0)
+    value = tl.load((queries + 2 * HEADS * D)[None, :] + dims[:, None], mask=live[None, :], other=0.0)
     tl.debug_barrier()  # a thread turns what its neighbour has, so all must have loaded before any stores
-    tl.store(queries[:, None] + dims[None, :], query, mask=turned)
-    tl.store((queries + HEADS * D)[:, None] + dims[None, :], key, mask=turned)
+    tl.store(queries[None, :] + dims[:, None], query, mask=turned)
+    tl.store((queries + HEADS * D)[None, :] + dims[:, None], key, mask=turned)
 
     page = tl.load(pages + tokens, mask=live, other=0).to(tl.int64)
     slot = tl.load(slots + tokens, mask=live, other=0)
     offset = (page * HEADS + head) * (D * PAGE)
-    to_values = values + offset[:, None] + (slot * D)[:, None] + dims[None, :]
-    tl.store(to_values, value.to(values.dtype.element_ty), mask=live[:, None])
-    # Tokens last, for neighbouring threads to write neighbouring slots.
-    to_keys = keys + (offset + slot)[None, :] + (dims * PAGE)[:, None]  # [D, TOKENS]
-    tl.store(to_keys, tl.trans(key).to(keys.dtype.element_ty), mask=live[None, :] & (dims >= 0)[:, None])
+    to_values = values + (offset + slot * D)[None, :] + dims[:, None]  # [D, TOKENS]
+    tl.store(to_values, value.to(values.dtype.element_ty), mask=live[None, :])
+    to_keys = keys + (offset + slot)[:, None] + (dims * PAGE)[None, :]  # [TOKENS, D]
+    tl.store(to_keys, tl.trans(key).to(keys.dtype.element_ty), mask=live[:, None])
 
 
 @triton.jit
