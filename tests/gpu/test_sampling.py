@@ -21,12 +21,16 @@ from gptj_engine.sampling_params import SamplingParams
 from gptj_engine.sequence import Sequence
 from torch import Tensor
 
-# Triton's interpreter does so for the bounds of loops.
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
+# Triton's interpreter warns at the bounds of loops, at -inf - -inf and at log(0).
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:divide by zero encountered in log:RuntimeWarning"),
+]
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 VOCAB = 300
-SMALL = Blocks(chunk=64, group=4, groups=16, whole=128)  # with several of each in the vocabulary of these tests
+SMALL = Blocks(chunk=64, group=4, groups=16, whole=256)  # with several of each in the vocabulary of these tests
 KINDS: list[dict[str, Any]] = [
     {},
     {"temperature": 0.0, "runtime_top_p": 0.9},
@@ -93,20 +97,21 @@ def expect_the_same(logits: Tensor, sequences: list[Sequence], state: SamplingSt
         sequence.append(chosen.token, chosen.log_prob, [])
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_all_kinds_of_rows_together_go_as_on_the_host_for_several_steps(seed: int) -> None:
     chance = random.Random(seed)
-    sequences = make(random_params(12, chance), chance)
+    sequences = make(random_params(10, chance), chance)
     state = state_for(sequences, 16)
-    for step in range(5):
-        logits = make_logits(12, 1000 * seed + step, scale=chance.choice([0.3, 1.0, 3.0, 10.0]))
+    for step in range(3):
+        logits = make_logits(10, 1000 * seed + step, scale=chance.choice([0.3, 1.0, 3.0, 10.0]))
         expect_the_same(logits, sequences, state)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_each_kind_goes_alone(kind: dict[str, Any]) -> None:
-    chance = random.Random(0)
-    sequences = make([params(random_seed=seed, **kind, **EXTRAS[seed]) for seed in range(len(EXTRAS))], chance)
+    chance = random.Random(KINDS.index(kind))
+    extras = chance.sample(EXTRAS, 2)
+    sequences = make([params(random_seed=seed, **kind, **extra) for seed, extra in enumerate(extras)], chance)
     state = state_for(sequences, len(sequences))
     for step in range(3):
         expect_the_same(make_logits(len(sequences), step), sequences, state)
@@ -114,10 +119,10 @@ def test_each_kind_goes_alone(kind: dict[str, Any]) -> None:
 
 def test_logits_that_tie_are_kept_together() -> None:
     chance = random.Random(1)
-    how = [params(random_seed=row, **KINDS[row % len(KINDS)]) for row in range(2 * len(KINDS))]
+    how = [params(random_seed=row, **kind) for row, kind in enumerate(KINDS)]
     sequences = make(how, chance)
     state = state_for(sequences, len(sequences))
-    for step, grain in enumerate((0.25, 1.0, 4.0, 100.0)):  # the last makes them nearly all equal
+    for step, grain in enumerate((0.25, 2.0, 100.0)):  # the last makes them nearly all equal
         logits = (make_logits(len(how), step) / grain).round() * grain * 0.3
         logits[::7, ::3] *= -1.0  # zeros of both signs
         expect_the_same(logits, sequences, state)
@@ -125,7 +130,7 @@ def test_logits_that_tie_are_kept_together() -> None:
 
 def test_tokens_of_no_probability_are_not_chosen_and_rows_of_nothing_else_give_what_the_host_gives() -> None:
     chance = random.Random(2)
-    sequences = make([params(random_seed=row, **kind) for row, kind in enumerate(KINDS)], chance)
+    sequences = make([params(random_seed=row, **kind) for row, kind in enumerate(KINDS[::2])], chance)
     state = state_for(sequences, len(sequences))
     logits = make_logits(len(sequences), 0)
     logits[:, ::2] = -torch.inf
@@ -140,7 +145,7 @@ def test_tokens_of_no_probability_are_not_chosen_and_rows_of_nothing_else_give_w
 
 def test_a_ban_of_every_token_lasts() -> None:
     everything = tuple((token,) for token in range(VOCAB))
-    kinds = [{}, {"runtime_top_k": 5}, {"runtime_top_p": 0.5}, {"runtime_top_p": 1.0}]
+    kinds: list[dict[str, Any]] = [{}, {"runtime_top_k": 5}, {"runtime_top_p": 0.5}, {"runtime_top_p": 1.0}]
     sequences = make([params(bad_words=everything, **kind) for kind in kinds], random.Random(3))
     state = state_for(sequences, 4)
     for step in range(3):
@@ -158,35 +163,39 @@ def test_greedy_rows_get_the_lowest_of_the_best_ids_whatever_else_runs(work: Wor
         expect_the_same(logits, sequences, state, work)
 
 
-@pytest.mark.parametrize("vocab", [1, 5, 64, 65, 1000])
+@pytest.mark.parametrize("vocab", [1, 5, 65, 1000])
 def test_any_size_of_vocabulary_will_do(vocab: int) -> None:
     chance = random.Random(vocab)
-    kinds = [kind for kind in KINDS if kind.get("runtime_top_k", 0) != 200]
-    how = [params(random_seed=row, end_id=0, **kind) for row, kind in enumerate(kinds)]
+    how = [params(random_seed=row, end_id=0, **kind) for row, kind in enumerate(KINDS[1::2])]
     sequences = make(how, chance, vocab)
     state = state_for(sequences, len(how), vocab)
-    for step in range(2):
-        expect_the_same(make_logits(len(how), step, vocab=vocab), sequences, state)
+    expect_the_same(make_logits(len(how), 0, vocab=vocab), sequences, state)
 
 
 def test_the_size_of_gptj_with_the_blocks_that_a_gpu_gets() -> None:
     vocab = 50400
-    kinds = [*KINDS[:1], *KINDS[2:4], *KINDS[5:9], *KINDS[11:13]]
-    how = [params(random_seed=row, **kind, **EXTRAS[row % len(EXTRAS)]) for row, kind in enumerate(kinds)]
-    sequences = make(how, random.Random(5), vocab)
-    state = state_for(sequences, len(how), vocab, Blocks())
+    kinds: list[dict[str, Any]] = [
+        {"repetition_penalty": 1.2},
+        {"runtime_top_p": 1.0, "temperature": 0.9},
+        {"runtime_top_k": 50, "runtime_top_p": 0.9},
+        {"runtime_top_k": 1000},
+        {"runtime_top_p": 0.8, "temperature": 0.5},
+        {"runtime_top_p": 0.95, "temperature": 2.0, "bad_words": ((50399,),)},
+    ]
+    sequences = make([params(random_seed=row, **kind) for row, kind in enumerate(kinds)], random.Random(5), vocab)
+    state = state_for(sequences, len(kinds), vocab, Blocks())
     for step in range(2):
-        logits = make_logits(len(how), step, vocab=vocab)
+        logits = make_logits(len(kinds), step, vocab=vocab)
         expect_the_same(logits.half().float() if step else logits, sequences, state)
 
 
 def test_rows_that_stay_go_on_from_what_the_device_knows_though_the_host_lags_behind() -> None:
     chance = random.Random(6)
-    sequences = make(random_params(10, chance), chance)
-    state = SamplingState(8, VOCAB, DEVICE, SMALL)
+    sequences = make(random_params(8, chance), chance)
+    state = SamplingState(6, VOCAB, DEVICE, SMALL)
     lagging: list[tuple[Sequence, int, float]] = []
-    for step in range(8):
-        rows = chance.sample(sequences, k=chance.randint(1, 8))
+    for step in range(7):
+        rows = chance.sample(sequences, k=chance.randint(2, 6))
         # The host appends late: rows of the step before are one token behind when they are loaded again.
         absent = [late for late in lagging if late[0] not in rows]
         for sequence, token, log_prob in absent:
@@ -204,14 +213,14 @@ def test_rows_that_stay_go_on_from_what_the_device_knows_though_the_host_lags_be
 
 def test_rows_begin_anew_after_the_host_chose_their_tokens() -> None:
     chance = random.Random(7)
-    sequences = make(random_params(8, chance), chance)
-    state = state_for(sequences, 8)
-    expect_the_same(make_logits(8, 0), sequences, state)
-    for sequence, [chosen] in zip(sequences, sample_on_host(make_logits(8, 1), sequences), strict=True):
+    sequences = make(random_params(5, chance), chance)
+    state = state_for(sequences, 5)
+    expect_the_same(make_logits(5, 0), sequences, state)
+    for sequence, [chosen] in zip(sequences, sample_on_host(make_logits(5, 1), sequences), strict=True):
         sequence.append(chosen.token, chosen.log_prob, [])
     state.clear()
     state.load(sequences)
-    expect_the_same(make_logits(8, 2), sequences, state)
+    expect_the_same(make_logits(5, 2), sequences, state)
 
 
 def test_rows_without_a_sequence_are_left_alone() -> None:

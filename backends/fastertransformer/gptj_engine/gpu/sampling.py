@@ -156,6 +156,7 @@ class SamplingState:
         """
         if list(sequences) == self._sequences:
             return
+        assert len(sequences) <= self.max_rows
         old_rows = {sequence: row for row, sequence in enumerate(self._sequences)}
         self._sequences = list(sequences)
         self.work = Work.of([sequence.params for sequence in sequences])
@@ -406,9 +407,7 @@ def _prepare_kernel(
 
 
 @triton.jit
-def _bound_kernel(
-    whole, real, group_max, candidates, bounds, groups, R, GROUPS: tl.constexpr, WANTED: tl.constexpr
-):
+def _bound_kernel(whole, real, group_max, candidates, bounds, groups, R, GROUPS: tl.constexpr, WANTED: tl.constexpr):
     """Lists the groups with a logit above some bound, as many as `candidates` [R, WANTED] has room for and half as many
     at least, unless ties are in the way. `bounds` [R, 2] takes the bound's key and how many they are.
     """
@@ -550,7 +549,7 @@ def _search_whole_kernel(
 
 @triton.jit
 def _split(x_row, V, key, shift, BLOCK: tl.constexpr):
-    """How many logits of a row are above `key`, their mass, the lowest key among them and the highest among the rest."""
+    """How many of a row's logits are above `key`, their mass, the lowest key of them and the highest of the others."""
     above = tl.zeros((BLOCK,), tl.int32)
     mass = tl.zeros((BLOCK,), tl.float64)
     next_above = tl.full((BLOCK,), _HIGHEST_KEY, tl.int32)
