@@ -128,6 +128,27 @@ def test_logits_that_tie_are_kept_together() -> None:
         expect_the_same(logits, sequences, state)
 
 
+def test_zeros_of_both_signs_tie() -> None:
+    how = [params(random_seed=seed, runtime_top_k=2, runtime_top_p=0.7) for seed in range(6)]
+    sequences = make(how, random.Random(1))
+    logits = torch.full((6, VOCAB), -9.0)
+    logits[:, 20:30] = -0.0
+    logits[:, 40:42] = torch.tensor([1.0, 0.0])
+    expect_the_same(logits, sequences, state_for(sequences, 6))
+    assert len({sequence.output[0] for sequence in sequences}) > 2
+
+
+def test_top_p_decays_to_its_minimum_and_is_reset_by_the_reset_id() -> None:
+    factual = {"runtime_top_p": 0.8, "top_p_decay": 0.5, "top_p_reset_id": 3}
+    sequences = make([params(top_p_min=least, **factual) for least in (0.15, 0.9)], random.Random(1))
+    state = state_for(sequences, 2)
+    for token in (1, 2, 4, 5, 3, 1):
+        logits = make_logits(2, token)
+        logits[:, token] = 50.0
+        expect_the_same(logits, sequences, state)
+        assert state.real[1].tolist() == [sequence.top_p for sequence in sequences]
+
+
 def test_tokens_of_no_probability_are_not_chosen_and_rows_of_nothing_else_give_what_the_host_gives() -> None:
     chance = random.Random(2)
     sequences = make([params(random_seed=row, **kind) for row, kind in enumerate(KINDS[::2])], chance)
