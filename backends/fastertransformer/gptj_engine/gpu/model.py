@@ -7,6 +7,7 @@ chunks of prompts. Knows no sequences. H is the hidden size, A that of all heads
 from __future__ import annotations
 
 import bisect
+import itertools
 import logging
 import time
 from collections.abc import Callable
@@ -19,8 +20,15 @@ from torch import Tensor
 from gptj_engine.attention import PAGE_SIZE, KVCache
 from gptj_engine.batch import GroupPlan, StepPlan
 from gptj_engine.config import EngineConfig, ModelConfig
-from gptj_engine.gpu.attention import DecodeWorkspace, decode_attention, gelu, prefill_attention, rotate_and_write
+from gptj_engine.gpu.decode_attention import decode_attention, decode_workspace_size
 from gptj_engine.gpu.matrix import MOST_ROWS, choose_tiling, linear
+from gptj_engine.gpu.prefill_attention import (
+    prefill_attention,
+    prefill_gelu,
+    prefill_launch,
+    query_blocks,
+    rotate_and_write,
+)
 from gptj_engine.gpu.residual import add_norm, embed
 from gptj_engine.model_rank import SPARE_MEMORY, choose_data_type
 from gptj_engine.tensor_table import DTYPES
@@ -49,7 +57,6 @@ class Buffers:
     projected: Tensor  # [B, 3A + F]
     activations: Tensor  # [B, A + F]
     update: Tensor  # [parts, B, H]
-    workspace: DecodeWorkspace
     logits: Tensor  # [B, V] float32
 
     @property
@@ -68,10 +75,12 @@ class GpuModel:
         self._weights = load_weights(config.checkpoint, model, self.dtype, device)
         rotations = rotary_table(model, device)
         self._cos, self._sin = rotations.real.contiguous(), rotations.imag.contiguous()
-        self._table_width = -(-model.context_length // PAGE_SIZE)
+        self._table_width = -(-model.context_length // (16 * PAGE_SIZE)) * 16  # kernels like round numbers
         self._buckets = [rows for rows in BUCKETS if rows < config.max_sequences] + [config.max_sequences]
         self._sampled = torch.zeros(2 * config.max_sequences, dtype=torch.int32, device=device)
         self._buffers = {rows: self._make_buffers(rows) for rows in self._buckets}
+        workspace = max(decode_workspace_size(rows, model.num_heads, model.head_size) for rows in self._buckets)
+        self._workspace = torch.empty(workspace, device=device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._cache = KVCache(model, 1, self.dtype, device)
 
@@ -151,9 +160,8 @@ class GpuModel:
             residual=empty(rows, hidden, dtype=torch.float32),
             normed=empty(rows, hidden),
             projected=empty(rows, 3 * hidden + inner),
-            activations=empty(rows, hidden + inner),
+            activations=torch.zeros(rows, hidden + inner, dtype=self.dtype, device=self.device),  # dead rows stay so
             update=empty(parts, rows, hidden, dtype=torch.float32 if rows <= MOST_ROWS else self.dtype),
-            workspace=DecodeWorkspace.make(rows, model.num_heads, model.head_size, self.device),
             logits=empty(rows, model.vocab_size, dtype=torch.float32),
         )
 
@@ -195,7 +203,7 @@ class GpuModel:
                 self._cos,
                 self._sin,
                 buffers.activations,
-                buffers.workspace,
+                self._workspace,
             )
             product(buffers.activations, layer.out_weight, None, buffers.update)
             update, bias = buffers.update, layer.out_bias
@@ -206,7 +214,15 @@ class GpuModel:
     def _prefill(self, plan: StepPlan, groups: list[GroupPlan], first_row: int, last_rows: list[int]) -> Tensor:
         """Compute packed chunks of prompts; returns logits [last_rows, V]. T tokens, S chunks."""
         weights, eps = self._weights, self._model.layer_norm_eps
-        chunks = Chunks.of(groups, self._table_width, self._to_device)
+        starts = [start for group in groups for start in group.starts]
+        sizes = [group.num_tokens for group in groups for _ in group.starts]
+        first_rows = [0, *itertools.accumulate(sizes)]
+        tables = np.zeros((len(starts), self._table_width), np.int32)
+        for row, table in enumerate(table for group in groups for table in group.tables):
+            width = min(len(table), self._table_width)
+            tables[row, :width] = table[:width]
+        on_device = self._to_device(tables), self._to_device(starts), self._to_device(first_rows)
+        blocks = self._to_device(query_blocks(starts, first_rows, prefill_launch(self.dtype).queries))
         packed = self._to_device([plan.token_ids, plan.positions, plan.pages, plan.slots])[:, first_row:]
         tokens, positions, pages, slots = packed.contiguous().unbind(0)
         residual = torch.empty(len(tokens), self._model.hidden_size, device=self.device)
@@ -219,8 +235,8 @@ class GpuModel:
             projected = torch.addmm(layer.in_bias, normed, layer.in_weight)
             rotate_and_write(projected, keys, values, pages, slots, positions, self._cos, self._sin)
             activations = torch.empty_like(projected[:, : layer.out_weight.shape[0]])
-            prefill_attention(projected, keys, values, chunks, activations)
-            gelu(projected, activations)
+            prefill_attention(projected, keys, values, *on_device, blocks, activations)
+            prefill_gelu(projected, activations)
             update, bias = (activations @ layer.out_weight)[None], layer.out_bias
         add_norm(residual, update, bias, weights.norm_weight, weights.norm_bias, eps, normed)
         rows = normed[self._to_device(last_rows).long()]
@@ -228,11 +244,11 @@ class GpuModel:
 
     def _to_device(self, numbers: object) -> Tensor:
         """Whole numbers as an int32 tensor on the GPU, without waiting for it."""
-        return torch.tensor(numbers, dtype=torch.int32).pin_memory().to(self.device, non_blocking=True)
+        return torch.as_tensor(numbers, dtype=torch.int32).pin_memory().to(self.device, non_blocking=True)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    """`x @ weight + bias` to `out` [parts, B, N], by whichever kernel is faster; `weight` is a view [K, N] of [N, K]."""
+    """`x @ weight + bias` to `out` [parts, B, N], by the kernel that suits B; `weight` is a view [K, N] of [N, K]."""
     if x.shape[0] <= MOST_ROWS:
         linear(x, weight.T, bias, out, None)
     elif out.dtype == x.dtype and bias is not None:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from gptj_engine.config import EngineConfig, ModelConfig
 from gptj_engine.gpu.model import GpuModel
-from gptj_engine.gpu.sampling import DeviceSampler, can_sample_on_device
+from gptj_engine.gpu.sampling import SamplingState, can_sample_on_device
+from gptj_engine.gpu.sampling import sample as sample_on_device
 from gptj_engine.model_rank import choose_device
 from gptj_engine.runner import Model, Runner
 from gptj_engine.sampler import Sampled, sample
@@ -27,7 +28,7 @@ class GpuRunner(Runner):
 
     def __init__(self, config: EngineConfig, model: ModelConfig) -> None:
         device = choose_device(config.device)
-        self._sampler = DeviceSampler(config.max_sequences, model.vocab_size, device)
+        self._state = SamplingState(config.max_sequences + 1, model.vocab_size, device)
         super().__init__(config, model)
 
     def runs_ahead_of(self, sequences: Iterable[Sequence]) -> bool:
@@ -39,9 +40,11 @@ class GpuRunner(Runner):
 
     def _choose(self, logits: Tensor, sampling: list[Sequence]) -> Callable[[], list[list[Sampled]]]:
         if not all(can_sample_on_device(sequence.params) for sequence in sampling):
+            self._state.clear()
             kept = logits.clone()
             return lambda: sample(kept, sampling)
-        tokens, log_probs = self._sampler.sample(logits, sampling)
+        self._state.load(sampling)
+        tokens, log_probs = sample_on_device(logits, self._state, self._state.work)
         self._gpu_model.keep_sampled(tokens)
         for sequence in sampling:
             sequence.in_flight += 1
