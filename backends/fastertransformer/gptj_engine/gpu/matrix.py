@@ -28,11 +28,13 @@ class Tiling:
     stages: int = 3
 
 
-def choose_tiling(rows: int, outputs: int, depth: int) -> Tiling:
-    """The fastest tiling found on an H100 for matrices of GPT-J 6B; others take that of the nearest kind."""
+def choose_tiling(rows: int, split: bool) -> Tiling:
+    """The fastest tiling found on an H100 for matrices of GPT-J 6B; `split` if parts of the result may be added up later,
+    as is best where too few columns fill the GPU.
+    """
     if rows == 1:
         return Tiling(outputs=1, depth=1024)
-    if outputs < 16384:  # too few programs to fill the GPU, unless several share a row
+    if split:
         return Tiling(outputs=32, depth=128, splits=4)
     return Tiling(outputs=64, depth=128)
 
@@ -102,7 +104,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, tiling: 
     `x` [B, K] and `weight` [N, K] contiguous; `out` [splits, B, N] float32 or the type of `x`.
     """
     (rows, depth), outputs = x.shape, weight.shape[0]
-    tiling = tiling or choose_tiling(rows, outputs, depth)
+    tiling = tiling or choose_tiling(rows, split=bias is None)
     assert out.shape == (tiling.splits, rows, outputs)
     assert bias is None or tiling.splits == 1
     grid = (triton.cdiv(outputs, tiling.outputs), tiling.splits)

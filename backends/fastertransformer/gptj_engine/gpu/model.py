@@ -146,7 +146,7 @@ class GpuModel:
     def _make_buffers(self, rows: int) -> Buffers:
         model = self._model
         hidden, inner, width = model.hidden_size, model.inner_size, self._table_width
-        parts = choose_tiling(rows, hidden, hidden + inner).splits if rows <= MOST_ROWS else 1
+        parts = choose_tiling(rows, split=True).splits if rows <= MOST_ROWS else 1
 
         def empty(*shape: int, dtype: torch.dtype = self.dtype) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=self.device)
@@ -250,7 +250,7 @@ class GpuModel:
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
     """`x @ weight + bias` to `out` [parts, B, N], by the kernel that suits B; `weight` is a view [K, N] of [N, K]."""
     if x.shape[0] <= MOST_ROWS:
-        linear(x, weight.T, bias, out, None)
+        linear(x, weight.T, bias, out)
     elif out.dtype == x.dtype and bias is not None:
         torch.addmm(bias, x, weight, out=out[0])
     elif out.dtype == x.dtype:
