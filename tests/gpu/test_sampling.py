@@ -265,7 +265,7 @@ def test_slots_of_sequences_that_ended_are_used_again() -> None:
 
 
 @triton.jit
-def _uniform_kernel(seeds, positions, out):
+def _uniform_kernel(seeds, positions, out):  # type: ignore[no-untyped-def]
     row = tl.program_id(0)
     tl.store(out + row, _uniform(tl.load(seeds + row), tl.load(positions + row)))
 

@@ -61,11 +61,23 @@ def test_every_module_of_the_engine_has_its_place_in_the_order() -> None:
 @pytest.mark.parametrize("module", ENGINE_ORDER)
 def test_imports_of_the_engine_run_one_way(module: str) -> None:
     allowed = set(ENGINE_ORDER[: ENGINE_ORDER.index(module)])
+    if module == "runner":
+        allowed.add("gpu")
     assert imported_modules(BACKEND / "gptj_engine" / f"{module}.py") <= allowed
 
 
-def test_the_engine_knows_nothing_of_triton() -> None:
+@pytest.mark.parametrize("path", sorted((BACKEND / "gptj_engine" / "gpu").glob("*.py")), ids=lambda path: path.stem)
+def test_what_is_for_gpus_knows_no_processes(path: Path) -> None:
+    assert imported_modules(path) <= {"gpu", *ENGINE_ORDER[: ENGINE_ORDER.index("engine")]}
+
+
+def test_only_what_is_for_gpus_needs_triton_the_language() -> None:
     for path in (BACKEND / "gptj_engine").glob("*.py"):
+        assert "import triton" not in path.read_text(), path.name
+
+
+def test_the_engine_knows_nothing_of_triton_the_server() -> None:
+    for path in (BACKEND / "gptj_engine").rglob("*.py"):
         assert "triton_python_backend_utils" not in path.read_text(), path.name
 
 

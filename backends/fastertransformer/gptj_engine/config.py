@@ -205,8 +205,9 @@ class EngineConfig:
 
     `kv_cache_gib` bounds the KV cache; 0 means 1 GiB on a CPU and all that is left on a GPU. `step_tokens` is the most
     tokens of prompts that one step computes, so that a long prompt does not stall running requests (0 means 256 on a
-    CPU and 2048 on a GPU); `max_sequences` is the most sequences that run at once (0 means 128 and 256). `context_length` in tokens and `tokenizer_dir` are for a checkpoint that does
-    not say the one and lacks the other; 0 and the empty string mean the checkpoint's own.
+    CPU and 2048 on a GPU); `max_sequences` is the most sequences that run at once (0 means 128 and 256).
+    `context_length` in tokens and `tokenizer_dir` are for a checkpoint that does not say the one and lacks the other; 0
+    and the empty string mean the checkpoint's own.
     """
 
     model_checkpoint_path: str

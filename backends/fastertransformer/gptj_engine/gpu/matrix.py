@@ -1,7 +1,6 @@
 """Matrix products of a few rows with a large weight matrix, whose one cost is to read that matrix. Knows no model.
 
-Weights are [N, K] with K contiguous, rows [B, K]. Up to MOST_ROWS rows these kernels read faster than cuBLAS does, which
-`linear` leaves the rest to.
+Weights are [N, K] with K contiguous, rows [B, K]. With up to MOST_ROWS rows these kernels read faster than cuBLAS does.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ MOST_ROWS = 64
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a product is cut: `outputs` columns of the result a program, `depth` of K a step, `splits` programs that share
-    K.
+    """How a product is cut: `outputs` columns of the result a program, `depth` of K a step, and `splits` programs that
+    share K.
     """
 
     outputs: int
@@ -29,14 +28,13 @@ class Tiling:
 
 
 def choose_tiling(rows: int, split: bool) -> Tiling:
-    """The fastest tiling found on an H100 for matrices of GPT-J 6B; `split` if parts of the result may be added up later,
-    as is best where too few columns fill the GPU.
+    """The fastest tiling found on an H100 for the matrices of GPT-J 6B.
+
+    `split` if the result may come in parts, which is best where too few columns fill the GPU.
     """
     if rows == 1:
-        return Tiling(outputs=1, depth=1024)
-    if split:
-        return Tiling(outputs=32, depth=128, splits=4)
-    return Tiling(outputs=64, depth=128)
+        return Tiling(outputs=2, depth=2048, warps=8)
+    return Tiling(outputs=64, depth=128, splits=4 if split else 1)
 
 
 @triton.jit

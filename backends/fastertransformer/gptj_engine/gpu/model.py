@@ -44,8 +44,8 @@ log = logging.getLogger("gptj_engine")
 class Buffers:
     """What the decode step of one bucket of B rows reads and writes, always in the same place.
 
-    `tokens`, `positions` [B] and `tables` [B, P] are views of `inputs`, int32, which the host fills: a token is an id, or
-    -1 - i for `sampled[i]`; a row that is not used has position -1.
+    `tokens`, `positions` [B] and `tables` [B, P] are views of `inputs`, int32, which the host fills: a token is an id,
+    or -1 - i for `sampled[i]`; a row that is not used has position -1.
     """
 
     inputs: Tensor
@@ -109,7 +109,7 @@ class GpuModel:
 
     @torch.inference_mode()
     def forward(self, plan: StepPlan) -> Tensor:
-        """Queue a step; returns float32 logits [samples, V] of the plan's `last_rows`, which the next step overwrites."""
+        """Queue a step; returns float32 logits [samples, V] of the plan's `last_rows`, until the next step."""
         self._cache.copy_pages(plan.copies)
         decoding = [group for group in plan.groups if group.num_tokens == 1]
         prefilling = [group for group in plan.groups if group.num_tokens > 1]
@@ -188,7 +188,7 @@ class GpuModel:
     @torch.inference_mode()
     def _decode(self, buffers: Buffers) -> None:
         """The decode step of a bucket, from its inputs to its logits."""
-        model, weights, eps = self._model, self._weights, self._model.layer_norm_eps
+        weights, eps = self._weights, self._model.layer_norm_eps
         embed(buffers.tokens, self._sampled, weights.embedding, buffers.residual)
         update, bias = None, weights.norm_bias
         for number, layer in enumerate(weights.layers):
@@ -209,7 +209,6 @@ class GpuModel:
             update, bias = buffers.update, layer.out_bias
         add_norm(buffers.residual, update, bias, weights.norm_weight, weights.norm_bias, eps, buffers.normed)
         product(buffers.normed, weights.head_weight, weights.head_bias, buffers.logits[None])
-        assert model.num_layers == len(weights.layers)
 
     def _prefill(self, plan: StepPlan, groups: list[GroupPlan], first_row: int, last_rows: list[int]) -> Tensor:
         """Compute packed chunks of prompts; returns logits [last_rows, V]. T tokens, S chunks."""

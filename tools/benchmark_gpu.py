@@ -1,0 +1,209 @@
+"""How fast the engine is on one GPU, for a model of the shape of GPT-J 6B with random weights: decode steps, time to the
+first token, and whole runs, each beside the least time that reading weights and KV cache takes.
+
+The engine alone, without Triton and in this process. Prompts are distinct and random; every sequence runs to its full
+length. Times are of the host's clock around work that has ended. The last line is JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from gptj_engine.config import EngineConfig, ModelConfig
+from gptj_engine.engine import Engine
+from gptj_engine.errors import EngineError
+from gptj_engine.huggingface import views
+from gptj_engine.sampling_params import SamplingParams
+from gptj_engine.sequence import Sequence
+from gptj_engine.tensor_table import DTYPES, gptj_tensors
+from safetensors.torch import save_file
+
+# Twice the context of the released model, which rotary positions allow, so that 2048 tokens can follow 2048.
+GPTJ_6B = ModelConfig(
+    vocab_size=50400,
+    context_length=4096,
+    hidden_size=4096,
+    inner_size=16384,
+    num_layers=28,
+    num_heads=16,
+    rotary_dim=64,
+    layer_norm_eps=1e-5,
+    start_id=50256,
+    end_id=50256,
+)
+STEPS = [(batch, context) for context in (128, 512) for batch in (1, 8, 32, 64, 128, 256)]
+FIRST_TOKENS = [(1, 128), (1, 512), (1, 2048), (8, 128), (8, 512), (64, 512)]
+RUNS = [(64, 128, 128), (512, 128, 128), (66, 128, 2048), (132, 2048, 128), (36, 2048, 2048)]  # requests, in, out
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement. `floor` is what the copy bandwidth allows at best, in the same unit; 0 where none is given."""
+
+    what: str
+    value: float
+    unit: str
+    floor: float = 0.0
+
+    def __str__(self) -> str:
+        beside = f"   floor {self.floor:10.2f}   {self.floor / self.value:6.1%} of the bandwidth" if self.floor else ""
+        return f"{self.what:<52}{self.value:10.2f} {self.unit:<9}{beside}"
+
+
+class Benchmark:
+    """One engine, and what reading its weights and cache costs on its GPU."""
+
+    def __init__(self, engine: Engine, data_type: str, bandwidth: float) -> None:
+        """`bandwidth` in bytes a second."""
+        self._engine = engine
+        self._bandwidth = bandwidth
+        self._random = random.Random(0)
+        model, size = engine.model, DTYPES[data_type].itemsize
+        tensors = gptj_tensors(model).values()
+        self._weight_bytes = size * sum(torch.Size(tensor.shape).numel() for tensor in tensors if tensor.name != "wte")
+        self._token_bytes = 2 * model.num_layers * model.hidden_size * size
+
+    def decode_step(self, batch: int, context: int, steps: int = 32) -> Row:
+        """Time of a step of `batch` sequences whose contexts grow from `context` by `steps` tokens."""
+        self._submit(batch, context, steps + 8)
+        while any(sequence.num_cached < context for sequence in self._engine.scheduler):
+            self._engine.step()
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            for _ in range(steps // 4):
+                self._engine.step()
+            torch.cuda.synchronize()
+            times.append((time.perf_counter() - start) / (steps // 4))
+        self._drain()
+        floor = (self._weight_bytes + batch * (context + steps / 2) * self._token_bytes) / self._bandwidth
+        return Row(f"decode step, batch {batch}, context {context}", 1e3 * median(times), "ms", 1e3 * floor)
+
+    def first_token(self, batch: int, length: int) -> Row:
+        """Time from the arrival of `batch` prompts to the first token of the last of them."""
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            self._submit(batch, length, 1)
+            self._drain()
+            times.append(time.perf_counter() - start)
+        return Row(f"first token, {batch} x {length} tokens", 1e3 * median(times[1:]), "ms")
+
+    def whole_run(self, requests: int, length: int, new: int) -> Row:
+        """Output tokens a second of requests that arrive all at once, from the first prompt to the last token."""
+        start = time.perf_counter()
+        self._submit(requests, length, new)
+        self._drain()
+        seconds = time.perf_counter() - start
+        return Row(f"whole run {length}/{new}, {requests} requests", requests * new / seconds, "tokens/s")
+
+    def _submit(self, count: int, length: int, new: int) -> None:
+        end_id, vocabulary = self._engine.model.end_id, range(self._engine.model.vocab_size)
+        params = SamplingParams(request_output_len=new, min_length=new, end_id=end_id)
+        for number in range(count):
+            self._engine.submit(Sequence(number, self._random.choices(vocabulary, k=length), params))
+
+    def _drain(self) -> None:
+        while self._engine.busy:
+            self._engine.step()
+
+
+def write_random_checkpoint(directory: Path, model: ModelConfig, data_type: str) -> None:
+    """A Hugging Face checkpoint of normally distributed weights; the seed is fixed."""
+    torch.manual_seed(0)
+    tensors: dict[str, torch.Tensor] = {}
+    for spec in gptj_tensors(model).values():
+        mean = float(spec.name.endswith("layernorm.weight"))
+        whole = torch.empty(spec.shape, dtype=DTYPES[data_type], device="cuda").normal_(mean, 0.02)
+        tensors |= {name: view.contiguous().cpu() for name, view in views(spec.name, whole).items()}
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps(model.to_huggingface()))
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second that a copy within the GPU's memory reads and writes."""
+    source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    times = []
+    for _ in range(12):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        target.copy_(source)
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3)
+    return 2 * source.numel() / median(times[2:])
+
+
+def measure(benchmark: Benchmark, quick: bool) -> Iterator[Row]:
+    """All rows, each as soon as it is measured; with `quick` only the smallest."""
+    yield from (benchmark.decode_step(*step) for step in (STEPS[:1] if quick else STEPS))
+    yield from (benchmark.first_token(*prompts) for prompts in (FIRST_TOKENS[:1] if quick else FIRST_TOKENS))
+    yield from (benchmark.whole_run(*run) for run in (RUNS[:1] if quick else RUNS))
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint (default: random weights)")
+    parser.add_argument("--data-type", choices=("fp16", "bf16"), default="fp16")
+    parser.add_argument("--quick", action="store_true", help="one row of each kind")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the result besides")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace, checkpoint: Path) -> dict[str, Any]:
+    """Print the table as it grows; returns the result."""
+    bandwidth = copy_bandwidth()
+    torch.cuda.empty_cache()  # the engine takes what is left
+    if options.model is None:
+        write_random_checkpoint(checkpoint, GPTJ_6B, options.data_type)
+    started = time.perf_counter()
+    engine = Engine(EngineConfig(str(checkpoint), device="cuda", data_type=options.data_type))
+    ready = time.perf_counter() - started
+    device = torch.cuda.get_device_name()
+    print(f"{device}, copy bandwidth {bandwidth / 1e12:.2f} TB/s, {options.data_type}; {engine.summary()}")
+    rows = [Row("engine ready, with the files in the system's cache", ready, "s")]
+    print(rows[0], flush=True)
+    for row in measure(Benchmark(engine, options.data_type, bandwidth), options.quick):
+        rows.append(row)
+        print(row, flush=True)
+    engine.check_integrity()
+    return {
+        "device": device,
+        "torch": torch.__version__,
+        "copy_bandwidth": bandwidth,
+        "data_type": options.data_type,
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def main(arguments: list[str]) -> int:
+    options = parse(arguments)
+    if not torch.cuda.is_available():
+        print("benchmark_gpu.py: torch finds no CUDA GPU here", file=sys.stderr)
+        return 1
+    try:
+        with tempfile.TemporaryDirectory(prefix="gptj-benchmark-") as folder:
+            result = json.dumps(run(options, options.model or Path(folder)))
+    except EngineError as error:
+        print(f"benchmark_gpu.py: {error}", file=sys.stderr)
+        return 1
+    if options.json:
+        options.json.write_text(result + "\n")
+    print(result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
