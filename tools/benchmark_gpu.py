@@ -1,5 +1,5 @@
-"""How fast the engine is on one GPU, for a model of the shape of GPT-J 6B with random weights: decode steps, time to the
-first token, and whole runs, each beside the least time that reading weights and KV cache takes.
+"""How fast the engine is on one GPU, for a model of the shape of GPT-J 6B with random weights: decode steps beside the
+least time that reading weights and KV cache takes, time to the first token, and whole runs.
 
 The engine alone, without Triton and in this process. Prompts are distinct and random; every sequence runs to its full
 length. Times are of the host's clock around work that has ended. The last line is JSON."""
@@ -41,7 +41,7 @@ GPTJ_6B = ModelConfig(
     start_id=50256,
     end_id=50256,
 )
-STEPS = [(batch, context) for context in (128, 512) for batch in (1, 8, 32, 64, 128, 256)]
+STEPS = [(batch, context) for context in (128, 512) for batch in (1, 8, 32, 64, 128)] + [(256, 128)]
 FIRST_TOKENS = [(1, 128), (1, 512), (1, 2048), (8, 128), (8, 512), (64, 512)]
 RUNS = [(64, 128, 128), (512, 128, 128), (66, 128, 2048), (132, 2048, 128), (36, 2048, 2048)]  # requests, in, out
 
@@ -74,19 +74,22 @@ class Benchmark:
         self._token_bytes = 2 * model.num_layers * model.hidden_size * size
 
     def decode_step(self, batch: int, context: int, steps: int = 32) -> Row:
-        """Time of a step of `batch` sequences whose contexts grow from `context` by `steps` tokens."""
-        self._submit(batch, context, steps + 8)
-        while any(sequence.num_cached < context for sequence in self._engine.scheduler):
-            self._engine.step()
+        """Time of a step of `batch` sequences, each with a context of `context` tokens or little more."""
+        engine = self._engine
+        while_prompts_are_computed = batch * context // engine.scheduler.step_tokens + 2
+        self._submit(batch, context, while_prompts_are_computed + steps + 8)
+        while len(engine.scheduler.running) < batch or not all(one.decoding for one in engine.scheduler):
+            engine.step()
+        cached = sum(sequence.num_cached for sequence in engine.scheduler) + batch * steps / 2
         times = []
         for _ in range(4):
             start = time.perf_counter()
             for _ in range(steps // 4):
-                self._engine.step()
+                engine.step()
             torch.cuda.synchronize()
             times.append((time.perf_counter() - start) / (steps // 4))
         self._drain()
-        floor = (self._weight_bytes + batch * (context + steps / 2) * self._token_bytes) / self._bandwidth
+        floor = (self._weight_bytes + cached * self._token_bytes) / self._bandwidth
         return Row(f"decode step, batch {batch}, context {context}", 1e3 * median(times), "ms", 1e3 * floor)
 
     def first_token(self, batch: int, length: int) -> Row:
@@ -143,7 +146,7 @@ def copy_bandwidth() -> float:
         end.record()
         end.synchronize()
         times.append(begin.elapsed_time(end) / 1e3)
-    return 2 * source.numel() / median(times[2:])
+    return 2 * source.numel() / float(median(times[2:]))
 
 
 def measure(benchmark: Benchmark, quick: bool) -> Iterator[Row]:
