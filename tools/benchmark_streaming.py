@@ -3,7 +3,7 @@
     latency  the real engine: time to the first token and between tokens, at several numbers of streams
     pieces   an engine that computes nothing, the pace of pieces lifted: how many pieces a second Triton carries
     tokens   the same engine, faster, at the committed pace: what tokens that travel together make of that
-    memory   readers that stop after the first piece: resident memory of Triton before, at the worst and after
+    memory   readers of that which stop after the first piece: resident memory of Triton before, at the worst and after
 
 One thread of asyncio (aiohttp) reads all streams over HTTP, because the reader shares the machine with what it
 measures: it keeps arrival times and bytes, and looks at them when all is over. The times of streams are in
@@ -232,21 +232,21 @@ def server_of_fakes(step_ms: float, arguments: list[str]) -> Iterator[str]:
 
 def run(options: argparse.Namespace) -> Iterator[tuple[str, Result | Memory]]:
     """Each measurement with its name, part after part."""
-    if "latency" in options.parts or "memory" in options.parts:
+    if "latency" in options.parts:
         with local_server(options.serve_arguments) as server:
-            if "latency" in options.parts:
-                for streams in options.streams:
-                    yield "latency", measure(server.http, streams, options.max_tokens)
-            if "memory" in options.parts:
-                yield "memory", measure_memory(server.http, options.readers, options.unread_tokens, options.unread_s)
+            for streams in options.streams:
+                yield "latency", measure(server.http, streams, options.max_tokens)
     most = max(options.streams)
     if "pieces" in options.parts:
         with server_of_fakes(PIECES_STEP_MS, [f"--stream-pieces-per-second={LIFTED}"]) as url:
             yield "pieces", measure(url, most, options.max_tokens)
             yield "pieces, every field", measure(url, most, options.max_tokens, EVERY_FIELD)
-    if "tokens" in options.parts:
+    if "tokens" in options.parts or "memory" in options.parts:
         with server_of_fakes(TOKENS_STEP_MS, []) as url:
-            yield "tokens", measure(url, most, 8 * options.max_tokens)
+            if "tokens" in options.parts:
+                yield "tokens", measure(url, most, 8 * options.max_tokens)
+            if "memory" in options.parts:
+                yield "memory", measure_memory(url, options.readers, options.unread_tokens, options.unread_s)
 
 
 def line_of(name: str, result: Result | Memory) -> str:
@@ -277,9 +277,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one server and few tokens: only shows that it works")
     parser.add_argument("serve_arguments", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    options.unread_tokens, options.unread_s = 900, 8.0
+    options.unread_tokens, options.unread_s = 900, 6.0
     if options.quick:
-        options.parts, options.streams, options.max_tokens = ["tokens"], [4], 4
+        options.parts, options.streams, options.max_tokens, options.unread_s = ["tokens", "memory"], [4], 4, 2.5
     if min(options.max_tokens, options.readers, *options.streams) < 1:
         parser.error("--streams, --max-tokens and --readers must be 1 or more")
     return options
