@@ -19,15 +19,16 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=160)
 
 
-def test_perf_analyzer_measures_both_protocols(server: Any) -> None:
+def test_perf_analyzer_measures_answers_over_both_protocols_and_streams(server: Any) -> None:
     doors = ["--url", server.http_url, "--grpc-url", server.grpc_url]
     done = run("perf.py", *doors, "--concurrency", "2", "--requests-per-client", "1")
     assert (done.returncode, done.stderr) == (0, "")
     results = json.loads(done.stdout.splitlines()[-1])["results"]
-    assert [(result["protocol"], result["concurrency"]) for result in results] == [("http", 2), ("grpc", 2)]
+    assert [(each["protocol"], each["concurrency"]) for each in results] == [("http", 2), ("grpc", 2), ("stream", 2)]
     for result in results:
-        assert result["requests_per_second"] > 0
+        assert 0 < result["requests_per_second"] <= result["responses_per_second"]
         assert 0 < result["p50_ms"] <= result["p99_ms"]
+    assert results[2]["responses_per_second"] > 1.5 * results[2]["requests_per_second"]  # two at least
 
 
 def test_perf_says_in_one_line_that_no_server_is_there() -> None:
