@@ -86,7 +86,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Result:
-    """Of all streams of one run together. `load` is the machine's, of the last minute before it."""
+    """Of all streams of one run together. `other_cores`: how many cores other programs used meanwhile."""
 
     streams: int
     max_tokens: int
@@ -96,7 +96,7 @@ class Result:
     first_token_ms: tuple[float, float]  # p50, p99, as the others are
     between_tokens_ms: tuple[float, float]  # tokens that came together share the time since the piece before
     between_pieces_ms: tuple[float, float]
-    load: float
+    other_cores: float
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,29 @@ class Memory:
     before: float
     worst: float
     after: float
-    load: float
+
+
+def foreign_seconds() -> float:
+    """Processor time that the machine has spent on anything but this program and what it started."""
+    machine = psutil.cpu_times()
+    total = machine.user + machine.nice + machine.system + machine.irq + machine.softirq
+    me = psutil.Process()
+    for process in (me, *me.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            total -= times.user + times.system
+    return float(total)
+
+
+@dataclass
+class OtherPrograms:
+    """How many cores were used since this was made, this program's own servers left out."""
+
+    started: float = field(default_factory=time.perf_counter)
+    used: float = field(default_factory=foreign_seconds)
+
+    def cores(self) -> float:
+        return max(0.0, (foreign_seconds() - self.used) / (time.perf_counter() - self.started))
 
 
 def fields_of(index: int, max_tokens: int, more: dict[str, Any]) -> dict[str, Any]:
@@ -138,8 +160,9 @@ async def read_all(url: str, streams: int, max_tokens: int, more: dict[str, Any]
 def measure(url: str, streams: int, max_tokens: int, more: dict[str, Any] | None = None) -> Result:
     """All streams at once, from the first request to the last piece."""
     asyncio.run(read_all(url, min(streams, 4), 2, more or {}))  # what a first answer has to do once
-    load = os.getloadavg()[0]
+    others = OtherPrograms()
     done = asyncio.run(read_all(url, streams, max_tokens, more or {}))
+    other_cores = others.cores()
     arrivals = [stream.arrivals(max_tokens) for stream in done]
     began = min(stream.started for stream in done)
     seconds = max(pieces[-1][0] for pieces in arrivals) - began
@@ -157,7 +180,7 @@ def measure(url: str, streams: int, max_tokens: int, more: dict[str, Any] | None
         ),
         between_tokens_ms=percentiles([gap / tokens for gap, tokens in gaps for _ in range(tokens)]),
         between_pieces_ms=percentiles([gap for gap, _ in gaps]),
-        load=load,
+        other_cores=other_cores,
     )
 
 
@@ -205,10 +228,10 @@ async def leave_unread(url: str, readers: int, max_tokens: int, seconds: float) 
 def measure_memory(url: str, readers: int, max_tokens: int, seconds: float) -> Memory:
     """Around readers that stop; `seconds` is for how long they stay."""
     asyncio.run(read_all(url, readers, 8, {}))  # so that what so many streams need anyway is there before
-    load, before = os.getloadavg()[0], resident_mib()
+    before = resident_mib()
     worst = asyncio.run(leave_unread(url, readers, max_tokens, seconds))
     time.sleep(1)
-    return Memory(readers, before, worst, resident_mib(), load)
+    return Memory(readers, before, worst, resident_mib())
 
 
 def processor() -> str:
@@ -253,14 +276,14 @@ def line_of(name: str, result: Result | Memory) -> str:
     if isinstance(result, Memory):
         return (
             f"{name:<20} {result.readers} readers that stop: {result.before:.0f} MiB before, {result.worst:.0f} at the "
-            f"worst, {result.after:.0f} after they left  (load {result.load:.1f})"
+            f"worst, {result.after:.0f} after they left"
         )
     times = (
         f"{p50:>7.1f} {p99:>7.1f}"
         for p50, p99 in (result.first_token_ms, result.between_tokens_ms, result.between_pieces_ms)
     )
     rates = f"{result.tokens_per_second:>9.0f} {result.pieces_per_second:>9.0f}"
-    return f"{name:<20} {result.streams:>7}  {'  '.join(times)} {rates} {result.load:>6.1f}"
+    return f"{name:<20} {result.streams:>7}  {'  '.join(times)} {rates} {result.other_cores:>7.2f}"
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -289,8 +312,8 @@ def main() -> int:
     options = parse_arguments()
     if not options.json:
         times = "first token ms   betw. tokens ms  betw. pieces ms"
-        print(f"{processor()}; p50 and p99 of times; load: the machine's, of the minute before")
-        print(f"{'':<20} {'streams':>7}  {times}  {'tokens/s':>8} {'pieces/s':>9} {'load':>6}")
+        print(f"{processor()}; p50 and p99 of times; others: cores that other programs used")
+        print(f"{'':<20} {'streams':>7}  {times}  {'tokens/s':>8} {'pieces/s':>9} {'others':>7}")
     results = []
     try:
         for name, result in run(options):
