@@ -25,14 +25,15 @@ lint: $(INSTALLED)
 	set -e; for model in preprocessing postprocessing; do \
 	    MYPYPATH=model_repository/$$model/1 $(BIN)/mypy model_repository/$$model/1/*.py; done
 
-# A small sweep of the real perf_analyzer against the ensemble, over HTTP and gRPC.
+# A small sweep of the real perf_analyzer: answers over HTTP and gRPC, and streams.
 perf: $(INSTALLED)
 	$(BIN)/python tools/perf.py $(ARGS)
 
-# The same requests at once and one after another, and the cost of one; then the engine by itself beside transformers.
-# The options of the two differ, so they take no ARGS from here.
+# The same requests at once and one after another, and the cost of one; streams; the engine by itself beside transformers.
+# The options of the three differ, so they take no ARGS from here.
 bench: $(INSTALLED)
 	$(BIN)/python tools/benchmark_concurrency.py
+	$(BIN)/python tools/benchmark_streaming.py
 	$(BIN)/python tools/benchmark_engine.py
 
 $(INSTALLED): pyproject.toml constraints.txt

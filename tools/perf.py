@@ -1,4 +1,5 @@
-"""Measures `ensemble` with Triton's own perf_analyzer, over HTTP and gRPC at several concurrencies: `make perf`.
+"""Measures with Triton's own perf_analyzer, at several concurrencies, `make perf`: `ensemble` over HTTP and gRPC, and
+`ensemble_stream` over gRPC.
 
 perf_analyzer comes with the package tritonclient. The two libraries that it misses on most systems lie in the package
 nvidia-pytriton under other names, and are lent to it from there. Knows nothing of how the server works.
@@ -22,11 +23,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from client import MODEL, Client, ClientError, host_and_port
+from client import MODEL, STREAMING_MODEL, Client, ClientError, host_and_port
 from local_server import Addresses, ServerFailedError, local_server
 
 INPUTS = Path(__file__).with_name("perf_inputs.json")
-PROTOCOLS = ("http", "grpc")
+# What perf_analyzer is told for each way in; a stream's latency is until its last response.
+WAYS = {
+    "http": ["-m", MODEL, "-i", "http"],
+    "grpc": ["-m", MODEL, "-i", "grpc"],
+    "stream": ["-m", STREAMING_MODEL, "-i", "grpc", "--streaming", "--async"],
+}
 # The name that perf_analyzer asks for, and the pattern of the same library among nvidia-pytriton's files.
 LENT_LIBRARIES = {
     "libb64.so.0d": "nvidia_pytriton.libs/libb64-*.so.0d",
@@ -40,11 +46,12 @@ class PerfError(Exception):
 
 @dataclass(frozen=True)
 class Measurement:
-    """What perf_analyzer saw at one concurrency over one protocol."""
+    """What perf_analyzer saw at one concurrency; `protocol` is one of WAYS."""
 
     protocol: str
     concurrency: int
     requests_per_second: float
+    responses_per_second: float
     p50_ms: float
     p99_ms: float
 
@@ -74,15 +81,17 @@ class PerfAnalyzer:
             # What makes three windows the whole run: any three are called stable.
             windows = ["--max-trials=3", "--stability-percentage=999", "--measurement-mode=count_windows"]
             windows += [f"--measurement-request-count={requests}", "--measurement-interval=1000"]
-            target = ["-m", MODEL, "-i", protocol, "-u", url, f"--input-data={INPUTS}"]
+            target = [*WAYS[protocol], "-u", url, f"--input-data={INPUTS}"]
             self.run([*target, *windows, f"--concurrency-range={concurrency}", "-f", str(report)], timeout)
             row = next(csv.DictReader(report.read_text().splitlines()), None)
         if row is None:
             raise PerfError(f"perf_analyzer reported nothing at concurrency {concurrency} over {protocol}")
+        requests_per_second = float(row["Inferences/Second"])
         return Measurement(
             protocol,
             concurrency,
-            requests_per_second=float(row["Inferences/Second"]),
+            requests_per_second,
+            responses_per_second=float(row.get("Response Throughput", requests_per_second)),  # of streams alone
             p50_ms=float(row["p50 latency"]) / 1000,
             p99_ms=float(row["p99 latency"]) / 1000,
         )
@@ -127,18 +136,20 @@ def lent_libraries() -> dict[str, Path]:
 
 
 def sweep(analyzer: PerfAnalyzer, server: Addresses, options: argparse.Namespace) -> Iterator[Measurement]:
-    urls = {"http": server.http, "grpc": server.grpc}
-    for protocol in PROTOCOLS:  # the first answer may pay for warming up; and a broken server is told here in a line
+    urls = {"http": server.http, "grpc": server.grpc, "stream": server.grpc}
+    for protocol in ("http", "grpc"):  # the first answer may pay for warming up; a broken server is told here in a line
         with Client(urls[protocol], protocol, options.timeout) as client:
             client.generate("Once upon a time", max_tokens=2)
     for concurrency in options.concurrency:
-        for protocol in PROTOCOLS:
+        for protocol in WAYS:
             requests = concurrency * options.requests_per_client
             yield analyzer.measure(protocol, urls[protocol], concurrency, requests, options.timeout)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measures the model with perf_analyzer over HTTP and gRPC.")
+    parser = argparse.ArgumentParser(
+        description="Measures answers, over HTTP and gRPC, and streams with perf_analyzer."
+    )
     parser.add_argument("--url", metavar="HOST:PORT", help="a running server's HTTP door (default: starts a server)")
     parser.add_argument("--grpc-url", metavar="HOST:PORT", default="localhost:8001", help="with --url: its gRPC door")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16], metavar="N", help="default: 1 4 16")
@@ -164,13 +175,14 @@ def main() -> int:
                 server = Addresses(host_and_port(options.url), host_and_port(options.grpc_url))
             else:
                 server = stack.enter_context(local_server())
-            print(f"{'concurrency':>11}  {'protocol':<8}  {'requests/s':>10}  {'p50 ms':>9}  {'p99 ms':>9}")
+            columns = f"{'requests/s':>10}  {'responses/s':>11}  {'p50 ms':>9}  {'p99 ms':>9}"
+            print(f"{'concurrency':>11}  {'protocol':<8}  {columns}")
             results = []
             for result in sweep(analyzer, server, options):
                 results.append(result)
                 print(
                     f"{result.concurrency:>11}  {result.protocol:<8}  {result.requests_per_second:>10.2f}"
-                    f"  {result.p50_ms:>9.1f}  {result.p99_ms:>9.1f}",
+                    f"  {result.responses_per_second:>11.2f}  {result.p50_ms:>9.1f}  {result.p99_ms:>9.1f}",
                     flush=True,
                 )
     except (PerfError, ServerFailedError, ClientError) as error:

@@ -84,6 +84,7 @@ def choose_overrides(options: Options, folder: Path) -> Overrides:
         data_type=options.data_type or open_data_type,
         tensor_para_size=options.tensor_para_size,
         engine_python=resolve_engine_python(options),
+        stream_pieces_per_second=options.stream_pieces_per_second,
     )
 
 

@@ -19,15 +19,16 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=160)
 
 
-def test_perf_analyzer_measures_both_protocols(server: Any) -> None:
+def test_perf_analyzer_measures_answers_over_both_protocols_and_streams(server: Any) -> None:
     doors = ["--url", server.http_url, "--grpc-url", server.grpc_url]
     done = run("perf.py", *doors, "--concurrency", "2", "--requests-per-client", "1")
     assert (done.returncode, done.stderr) == (0, "")
     results = json.loads(done.stdout.splitlines()[-1])["results"]
-    assert [(result["protocol"], result["concurrency"]) for result in results] == [("http", 2), ("grpc", 2)]
+    assert [(each["protocol"], each["concurrency"]) for each in results] == [("http", 2), ("grpc", 2), ("stream", 2)]
     for result in results:
-        assert result["requests_per_second"] > 0
+        assert 0 < result["requests_per_second"] <= result["responses_per_second"]
         assert 0 < result["p50_ms"] <= result["p99_ms"]
+    assert results[2]["responses_per_second"] > 1.5 * results[2]["requests_per_second"]  # two at least
 
 
 def test_perf_says_in_one_line_that_no_server_is_there() -> None:
@@ -66,3 +67,24 @@ def test_the_concurrency_benchmark_ends_in_one_json_line(server: Any) -> None:
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["ratio"] == pytest.approx(result["concurrent_s"] / result["sequential_s"])
     assert min(result["one_token_ms"], result["two_tokens_ms"]) > 0
+
+
+def test_the_streaming_benchmark_ends_in_one_json_line_and_readers_that_stop_cost_little_memory() -> None:
+    done = run("benchmark_streaming.py", "--quick", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    [line] = done.stdout.splitlines()
+    tokens, memory = json.loads(line)["results"]
+    assert (tokens["part"], tokens["streams"], tokens["max_tokens"]) == ("tokens", 4, 32)
+    assert 0 < tokens["pieces_per_second"] <= tokens["tokens_per_second"]
+    for times in ("first_token_ms", "between_tokens_ms", "between_pieces_ms"):
+        p50, p99 = tokens[times]
+        assert 0 <= p50 <= p99
+    # What 32 readers leave of 900 tokens each took 314 MiB when every token was a piece that waited inside Triton.
+    assert (memory["part"], memory["readers"]) == ("memory", 32)
+    assert memory["worst"] - memory["before"] < 80
+
+
+def test_the_streaming_benchmark_says_in_one_line_that_its_server_does_not_start(tmp_path: Path) -> None:
+    done = run("benchmark_streaming.py", "--parts", "latency", "--", "--model", str(tmp_path / "nowhere"))
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("benchmark_streaming.py: serve.py ended; its last words: serve.py: --model ")

@@ -18,6 +18,7 @@ from serving.options import Options, read_options, resolve_engine_python
         (["--data-type", "int8"], ["--data-type", "int8", "bf16"]),
         (["--tensor-para-size", "0"], ["--tensor-para-size", "0", "1 or more"]),
         (["--context-length", "0"], ["--context-length", "0", "1 or more"]),
+        (["--stream-pieces-per-second", "0"], ["--stream-pieces-per-second", "0", "1 or more"]),
         (["--print-command", "--tokenizer", "x"], ["--print-command", "--tokenizer"]),
         (["--print-command", "--context-length", "8"], ["--print-command", "--context-length"]),
         (["--no-such"], ["--no-such"]),

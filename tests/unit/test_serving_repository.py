@@ -12,7 +12,7 @@ from serving.repository import Overrides, read_config, stage_repository
 from tritonclient.grpc.model_config_pb2 import DataType
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
-OVERRIDES = Overrides(Checkpoint(Path("/w"), Path("/t"), 48), "cuda", "bf16", 2, "/opt/python")
+OVERRIDES = Overrides(Checkpoint(Path("/w"), Path("/t"), 48), "cuda", "bf16", 2, "/opt/python", 70)
 
 # What NVIDIA's library takes and gives for GPT-J (fastertransformer_backend, all_models/gptj, and its GptJTritonModel).
 NVIDIA_INPUTS = {
@@ -88,6 +88,7 @@ def test_overrides_reach_the_models_they_are_for(tmp_path: Path) -> None:
     }
     for model in ("fastertransformer", "fastertransformer_stream"):
         assert expected.items() <= parameters_of(configs[model]).items()
+    assert parameters_of(configs["fastertransformer_stream"])["stream_pieces_per_second"] == "70"
     assert parameters_of(configs["preprocessing"])["tokenizer_dir"] == "/t"
     assert parameters_of(configs["postprocessing"])["tokenizer_dir"] == "/t"
 

@@ -21,7 +21,7 @@ OWN_SERVER_OPTIONS = (
 # What a model repository served as committed takes from its own config.pbtxt.
 OVERRIDING_OPTIONS = (
     *("model", "tokenizer", "context_length", "device", "data_type", "tensor_para_size", "engine_python"),
-    "backend_directory",
+    *("stream_pieces_per_second", "backend_directory"),
 )
 
 PORTS = ("http_port", "grpc_port", "metrics_port")
@@ -41,6 +41,7 @@ class Options:
     http_port: int
     grpc_port: int
     metrics_port: int
+    stream_pieces_per_second: int | None
     backend_directory: Path | None
     engine_python: str
     print_command: bool
@@ -116,6 +117,8 @@ def parser() -> OneLineParser:
     add("--http-port", type=port, default=8000, metavar="PORT", help="default: 8000")
     add("--grpc-port", type=port, default=8001, metavar="PORT", help="default: 8001")
     add("--metrics-port", type=port, default=8002, metavar="PORT", help="default: 8002")
+    pace_help = "most pieces a second of all streams together (default: what the model repository says)"
+    add("--stream-pieces-per-second", type=positive, metavar="N", help=pace_help)
     add("--backend-directory", type=Path, metavar="DIR", help="directory with NVIDIA's fastertransformer backend")
     add("--engine-python", default="python3", metavar="PROGRAM", help="the Python that has torch (default: this one)")
     add("--print-command", action="store_true", help="print how to serve model_repository/ by hand, and end")

@@ -30,6 +30,7 @@ class Overrides:
     data_type: str
     tensor_para_size: int
     engine_python: str
+    stream_pieces_per_second: int | None  # None: as committed
 
 
 def read_config(path: Path) -> Any:
@@ -72,6 +73,8 @@ def apply_overrides(config: Any, overrides: Overrides) -> None:
         set_parameter(config, "tensor_para_size", str(overrides.tensor_para_size))
         set_parameter(config, "engine_python", overrides.engine_python)
         set_parameter(config, "context_length", str(overrides.checkpoint.context_length or ""))
+    if config.model_transaction_policy.decoupled and overrides.stream_pieces_per_second:
+        set_parameter(config, "stream_pieces_per_second", str(overrides.stream_pieces_per_second))
 
 
 def leave_out_streaming(configs: dict[Path, Any]) -> dict[Path, Any]:

@@ -17,7 +17,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -249,13 +249,13 @@ def end_with_server(server_pid: int, directory: Path) -> None:
     when_ended(server_pid, end)
 
 
-def main() -> int:
+def main(arguments_given: list[str] | None = None, make_engine: Callable[[EngineConfig], Engine] = Engine) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, metavar="JSON", help="an EngineConfig")
     parser.add_argument("--directory", required=True, type=Path, help="where the sockets are")
     parser.add_argument("--server-pid", required=True, type=int, help="the process to end with")
     parser.add_argument("--door-pid", required=True, type=int, help="the door that starts this engine")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments_given)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     signal.signal(signal.SIGTERM, _exit_on_signal)
 
@@ -263,7 +263,7 @@ def main() -> int:
     server = EngineServer(arguments.directory, arguments.door_pid)
     try:
         started = time.monotonic()
-        engine = Engine(EngineConfig.from_json(arguments.config))
+        engine = make_engine(EngineConfig.from_json(arguments.config))
         with contextlib.closing(engine):
             log.info("model loaded in %.1f s, %s", time.monotonic() - started, engine.summary())
             server.run(engine)

@@ -39,7 +39,9 @@ def load_token_bytes(checkpoint: Path, vocab_size: int) -> list[bytes]:
     table = [b""] * vocab_size
     for text, token in raw["model"]["vocab"].items():
         if token < vocab_size:
-            table[token] = bytes(alphabet[character] for character in text)
+            known = all(character in alphabet for character in text)
+            # A token that is not written in the alphabet means its own letters, as for the decoder of `tokenizers`.
+            table[token] = bytes(alphabet[character] for character in text) if known else text.encode()
     for added in raw.get("added_tokens", []):
         if added["id"] < vocab_size:
             table[added["id"]] = b"" if added["special"] else added["content"].encode()

@@ -17,6 +17,8 @@ import token_text
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
+KEPT_SHAPES = 8  # their tensors stay in memory that is shared with Triton
+
 
 class TritonPythonModel:
     """One instance; Triton calls `initialize` once and `execute` with the requests that wait."""
@@ -26,6 +28,7 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         repository = Path(args["model_repository"]).parent
         self.decoder = token_text.TokenText.load(repository / parameters["tokenizer_dir"]["string_value"])
+        self.silent_tensors: dict[tuple[int, int], dict[str, Any]] = {}
         self.reports = cancel_reports.CancelReports()
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -33,8 +36,9 @@ class TritonPythonModel:
         return [self.answer(request) for request in requests]
 
     def finalize(self) -> None:
-        """Close the connections to those that were told of clients that left."""
+        """Close the connections to those that were told of clients that left, and give Triton's memory back."""
         self.reports.close()
+        self.silent_tensors.clear()
 
     def answer(self, request: Any) -> Any:
         """The response to one request of any number of rows."""
@@ -44,40 +48,59 @@ class TritonPythonModel:
             for failure in self.reports.send(set(inputs["cancel_handle"].ravel().tolist())):
                 pb_utils.Logger.log_warn(failure)
         outputs = self.outputs(inputs)
-        return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
+        tensors = [pb_utils.Tensor(name, array) for name, array in outputs.items()]
+        silent = self.silent(*inputs["sequence_length"].shape)
+        return pb_utils.InferenceResponse(tensors + [silent[name] for name in silent if name not in outputs])
+
+    def silent(self, rows: int, sequences: int) -> dict[str, Any]:
+        """Tensors of outputs that have nothing to say: empty reasons [rows, sequences], counts [rows, 0].
+
+        Most responses of a stream have three of them, so they are made once for each shape.
+        """
+        found = self.silent_tensors.get((rows, sequences))
+        if found is None:
+            none = np.empty((rows, 0), np.int32)
+            arrays = {"num_input_tokens": none, "num_output_tokens": none}
+            arrays["finish_reason"] = np.full((rows, sequences), b"", np.object_)
+            found = {name: pb_utils.Tensor(name, array) for name, array in arrays.items()}
+            if len(self.silent_tensors) >= KEPT_SHAPES:
+                self.silent_tensors.clear()
+            self.silent_tensors[rows, sequences] = found
+        return found
 
     def outputs(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """The outputs by name. B rows of n sequences: [B, n], and [B, 0] for counts that no row asked for, or yet to
-        come."""
-        lengths = inputs["sequence_length"]  # [B, n]
-        rows, sequences = lengths.shape
-        prompt_lengths = inputs["input_lengths"].reshape(rows, 1).astype(np.int32)
-        previous_lengths = inputs.get("previous_length", np.broadcast_to(prompt_lengths, lengths.shape))
-        texts = np.empty((rows, sequences), dtype=np.object_)
-        reasons = np.empty((rows, sequences), dtype=np.object_)
-        counts = np.empty((rows, sequences), dtype=np.int32)
-        for row, sequence in np.ndindex(rows, sequences):
-            ids = inputs["output_ids"][row, sequence]
-            piece = self.decoder.piece(
-                ids=ids[: lengths[row, sequence]],
-                prompt_length=int(prompt_lengths[row, 0]),
-                previous_length=int(previous_lengths[row, sequence]),
-                end_id=int(inputs["end_id"][row, 0]),
+        """The outputs by name, [B, n] for B rows of n sequences, without those that have nothing to say: reasons until
+        the last response of a stream, and counts until then or if no row asked for them."""
+        shape = rows, sequences = inputs["sequence_length"].shape
+        lengths = inputs["sequence_length"].tolist()
+        prompt_lengths = inputs["input_lengths"].ravel().tolist()
+        end_ids = inputs["end_id"].ravel().tolist()
+        previous = inputs["previous_length"].tolist() if "previous_length" in inputs else None
+        given = inputs["finish_reason"].tolist() if "finish_reason" in inputs else None
+        pieces = [
+            self.decoder.piece(
+                ids=inputs["output_ids"][row, sequence, : lengths[row][sequence]],
+                prompt_length=prompt_lengths[row],
+                previous_length=previous[row][sequence] if previous else prompt_lengths[row],
+                end_id=end_ids[row],
                 stop_words=inputs["stop_words"][row].tolist() if "stop_words" in inputs else (),
-                reason=inputs["finish_reason"][row, sequence].decode() if "finish_reason" in inputs else "length",
+                reason=given[row][sequence].decode() if given else "length",
                 with_prompt="exclude_input_in_output" in inputs and not inputs["exclude_input_in_output"][row, 0],
             )
-            texts[row, sequence] = piece.text.encode()
-            reasons[row, sequence] = piece.finish_reason.encode()
-            counts[row, sequence] = piece.num_output_tokens
-        last = all(reasons.flat)
-        none = np.empty((rows, 0), dtype=np.int32)
-        return {
-            "text_output": texts,
-            "finish_reason": reasons,
-            "num_input_tokens": prompt_lengths if last and _asked(inputs, "return_num_input_tokens") else none,
-            "num_output_tokens": counts if last and _asked(inputs, "return_num_output_tokens") else none,
-        }
+            for row in range(rows)
+            for sequence in range(sequences)
+        ]
+        outputs: dict[str, NDArray[Any]]
+        outputs = {"text_output": np.array([piece.text.encode() for piece in pieces], np.object_).reshape(shape)}
+        if all(piece.finish_reason for piece in pieces):
+            reasons = [piece.finish_reason.encode() for piece in pieces]
+            outputs["finish_reason"] = np.array(reasons, np.object_).reshape(shape)
+            if _asked(inputs, "return_num_input_tokens"):
+                outputs["num_input_tokens"] = np.array(prompt_lengths, np.int32).reshape(rows, 1)
+            if _asked(inputs, "return_num_output_tokens"):
+                counts = [piece.num_output_tokens for piece in pieces]
+                outputs["num_output_tokens"] = np.array(counts, np.int32).reshape(shape)
+        return outputs
 
 
 def _asked(inputs: dict[str, NDArray[Any]], flag: str) -> bool:

@@ -129,10 +129,10 @@ class TokenText:
 
     def _start_of_window(self, new: NDArray[np.int64], stop: int) -> int:
         """From where on the tokens before `stop` have the bytes of a character that may be cut off there."""
-        size = 0
+        size, stop = 0, min(stop, len(new))
         while stop > 0 and size < CUT_CHARACTER:
             stop -= 1
-            size += len(self.new_bytes(new[stop : stop + 1]))
+            size += len(self.new_token_bytes[min(int(new[stop]), len(self.new_token_bytes) - 1)])
         return stop
 
 

@@ -10,7 +10,7 @@ from gptj_engine.errors import ConfigError
 from gptj_engine.token_bytes import byte_alphabet, load_token_bytes
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer, decoders, pre_tokenizers
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
 
@@ -43,6 +43,17 @@ def test_a_special_token_stands_for_no_bytes(tokenizer: Tokenizer, token_bytes: 
 def test_the_alphabet_has_each_byte_once_and_is_that_of_tokenizers() -> None:
     assert sorted(byte_alphabet().values()) == list(range(256))
     assert set(byte_alphabet()) == set(pre_tokenizers.ByteLevel.alphabet())
+
+
+def test_a_token_outside_the_alphabet_stands_for_its_own_letters(tmp_path: Path) -> None:
+    vocabulary = {"Ġking": 0, "日本": 1, "Ġ日": 2, "é": 3}
+    decoder = decoders.ByteLevel()
+    tokenizer = {"decoder": {"type": "ByteLevel"}, "model": {"vocab": vocabulary}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    table = load_token_bytes(tmp_path, 4)
+    assert table == [b" king", "日本".encode(), "Ġ日".encode(), b"\xe9"]
+    for token, index in list(vocabulary.items())[:3]:
+        assert table[index].decode() == decoder.decode([token])
 
 
 def test_ids_beyond_the_tokenizer_stand_for_no_bytes_and_ids_beyond_the_model_are_left_out(storyteller: Path) -> None:
