@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -18,12 +19,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+import requests
 from local_server import free_ports
 
 PROJECT = Path(__file__).resolve().parents[2]
 MARK = "GPTJ_TEST_LAUNCH"
 READY_SECONDS = 100.0
 STOP_SECONDS = 60.0
+FREE_WITHIN = 2.0  # after a client left: usually 0.2, and what it asked for takes many times as long
+SOON_SECONDS = 30.0  # for what takes a moment, on a machine that is busy with something else
+CLOSE = {"Connection": "close"}  # a connection left open holds tritonserver up when it is to stop
 Ports = tuple[int, int, int]  # HTTP, gRPC, metrics
 
 
@@ -78,14 +83,18 @@ class Server:
                 continue
         return found
 
-    @property
-    def command_lines(self) -> list[list[str]]:
-        """The arguments of each of these processes, those that end meanwhile left out."""
+    def processes_with(self, argument: str) -> list[psutil.Process]:
+        """Those of these processes that have an argument which ends so; any may end between listing and looking."""
         found = []
         for process in self.processes:
             with contextlib.suppress(psutil.Error):
-                found.append(process.cmdline() or [""])
+                if any(each.endswith(argument) for each in process.cmdline()):
+                    found.append(process)
         return found
+
+    @property
+    def engines(self) -> list[psutil.Process]:
+        return self.processes_with("gptj_engine.server")
 
     @property
     def tritonserver(self) -> psutil.Process | None:
@@ -129,11 +138,41 @@ class Server:
         return [*map(str, self.processes), *map(str, paths)]
 
     def close(self) -> None:
-        """Stops it, and fails when anything is left behind."""
-        self.stop()
-        leftovers = self.leftovers()
-        shutil.rmtree(self.temporary)
+        """Stops it, and fails when it does not stop or anything is left behind."""
+        try:
+            self.stop()
+            leftovers = self.leftovers()
+        finally:
+            self.process.kill()  # where it did not stop in time; its server goes along
+            shutil.rmtree(self.temporary)
         assert leftovers == []
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = SOON_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"no {what} within {seconds} s"
+        time.sleep(0.01)
+
+
+def load(server: Server) -> dict[str, float]:
+    """The engine's load, as its metrics have it: the most that any of the models says."""
+    text = requests.get(f"http://{server.metrics_url}/metrics", headers=CLOSE, timeout=10).text
+    found: dict[str, float] = {}
+    for line in text.splitlines():
+        if line.startswith("gptj_"):
+            name, value = line.partition("{")[0], float(line.rpartition(" ")[2])
+            found[name] = max(found.get(name, 0.0), value)
+    return found
+
+
+def is_idle(server: Server) -> bool:
+    now = load(server)
+    return not (now["gptj_running_sequences"] or now["gptj_waiting_sequences"] or now["gptj_kv_cache_used_pages"])
+
+
+def wait_for_sequences(server: Server, count: int) -> None:
+    wait_until(lambda: load(server)["gptj_running_sequences"] == count, f"{count} running sequences")
 
 
 def start(folder: Path, *arguments: str, project: Path = PROJECT, ports: Ports | None = None) -> Server:
@@ -146,6 +185,12 @@ def start(folder: Path, *arguments: str, project: Path = PROJECT, ports: Ports |
     with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=environment)
     return Server(folder, temporary, process, (http, grpc, metrics))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_is_heard() -> None:
+    """A shell has its background jobs ignore Ctrl-C, and programs that such a job starts would go on ignoring it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -162,14 +207,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def launch(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Starts servers as `start` does; they are stopped after the test, and nothing of them may be left."""
-    launches: list[Server] = []
+    numbers = itertools.count()
+    with contextlib.ExitStack() as stack:
 
-    def launch_one(*arguments: str, **keywords: object) -> Server:
-        folder = tmp_path / f"launch{len(launches)}"
-        folder.mkdir()
-        launches.append(start(folder, *arguments, **keywords))  # type: ignore[arg-type]
-        return launches[-1]
+        def launch_one(*arguments: str, **keywords: object) -> Server:
+            folder = tmp_path / f"launch{next(numbers)}"
+            folder.mkdir()
+            launched = start(folder, *arguments, **keywords)  # type: ignore[arg-type]
+            stack.callback(launched.close)
+            return launched
 
-    yield launch_one
-    for launched in launches:
-        launched.close()
+        yield launch_one

@@ -14,20 +14,26 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import requests
 import tritonclient.grpc
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from tests.server.conftest import Server
+from tests.server.conftest import (
+    CLOSE,
+    FREE_WITHIN,
+    READY_SECONDS,
+    SOON_SECONDS,
+    Server,
+    is_idle,
+    wait_for_sequences,
+    wait_until,
+)
 
 PROMPT = "Once upon a time"
 LONG = {"text_input": PROMPT, "max_tokens": 900, "min_tokens": 900}
-FREE_WITHIN = 0.5  # seconds after a client left
 STUB = "triton_python_backend_stub"
-CLOSE = {"Connection": "close"}
 TYPES = {"uint32": "UINT32", "uint64": "UINT64", "int32": "INT32", "float32": "FP32", "bool": "BOOL", "object": "BYTES"}
 
 Arrays = dict[str, NDArray[Any]]
@@ -85,7 +91,7 @@ class GrpcStream:
         client.start_stream(lambda result, error: self._responses.put(error or result))
         client.async_stream_infer(model, inputs(arrays), enable_empty_final_response=True, **options)
 
-    def next(self, seconds: float = 20.0) -> Any:
+    def next(self, seconds: float = SOON_SECONDS) -> Any:
         response = self._responses.get(timeout=seconds)
         if isinstance(response, InferenceServerException):
             raise response
@@ -122,49 +128,6 @@ def filled_ids(piece: Any) -> list[list[list[int]]]:
 def client(server: Server) -> Iterator[Any]:
     with tritonclient.grpc.InferenceServerClient(server.grpc_url) as opened:
         yield opened
-
-
-def load(server: Server) -> dict[str, float]:
-    """The engine's load, as its metrics have it: the most that any of the models says."""
-    text = requests.get(f"http://{server.metrics_url}/metrics", headers=CLOSE, timeout=10).text
-    found: dict[str, float] = {}
-    for line in text.splitlines():
-        if line.startswith("gptj_"):
-            name, value = line.partition("{")[0], float(line.rpartition(" ")[2])
-            found[name] = max(found.get(name, 0.0), value)
-    return found
-
-
-def is_idle(server: Server) -> bool:
-    now = load(server)
-    return not (now["gptj_running_sequences"] or now["gptj_waiting_sequences"] or now["gptj_kv_cache_used_pages"])
-
-
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 10.0) -> float:
-    """Seconds that it took."""
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() < started + seconds, f"no {what} within {seconds} s"
-        time.sleep(0.01)
-    return time.monotonic() - started
-
-
-def wait_for_sequences(server: Server, count: int) -> None:
-    wait_until(lambda: load(server)["gptj_running_sequences"] == count, f"{count} running sequences")
-
-
-def processes(server: Server, argument: str) -> list[psutil.Process]:
-    """Those with an argument that ends so."""
-    found = []
-    for process in server.processes:
-        with contextlib.suppress(psutil.Error):
-            if any(each.endswith(argument) for each in process.cmdline()):
-                found.append(process)
-    return found
-
-
-def engines(server: Server) -> list[psutil.Process]:
-    return processes(server, "gptj_engine.server")
 
 
 def test_the_pieces_of_a_stream_are_the_text_of_one_answer(server: Server) -> None:
@@ -214,14 +177,14 @@ def test_what_cannot_be_streamed_is_refused_by_name(server: Server) -> None:
 
 
 def test_every_response_has_all_tokens_so_far_and_the_last_one_is_marked(client: Any) -> None:
-    asked = tokens([5, 6, 7], new=20, is_return_log_probs=[True])
+    asked = tokens([5, 6, 7], new=60, is_return_log_probs=[True])
     whole = client.infer("fastertransformer", inputs(asked))
     pieces = GrpcStream(client, "fastertransformer_stream", asked).all()
     client.stop_stream()
     ids = filled_ids(whole)
     lengths = [int(piece.as_numpy("sequence_length").item()) for piece in pieces]
     assert [int(piece.as_numpy("previous_length").item()) for piece in pieces] == [3, *lengths[:-1]]
-    assert lengths == sorted(set(lengths)) and lengths[-1] == 23 and len(lengths) > 2
+    assert lengths == sorted(set(lengths)) and lengths[-1] == 63 and len(lengths) > 2
     for piece, length in zip(pieces, lengths, strict=True):
         assert filled_ids(piece) == [[ids[0][0][:length]]]
         log_probs = whole.as_numpy("output_log_probs")[:, :, : length - 3]
@@ -248,16 +211,17 @@ def test_rows_and_returned_sequences_stream_side_by_side(client: Any) -> None:
 
 
 def test_both_doors_are_busy_at_once_and_share_one_engine(server: Server) -> None:
-    [engine] = engines(server)
-    alone = generate(server, max_tokens=100)["text_output"]
+    [engine] = server.engines
+    fields: dict[str, Any] = {"max_tokens": 200, "min_tokens": 200}  # so long that all have come before one has gone
+    alone = generate(server, **fields)["text_output"]
     with ThreadPoolExecutor(12) as pool:
-        whole = [pool.submit(generate, server, max_tokens=100) for _ in range(6)]
-        streamed = [pool.submit(stream, server, max_tokens=100) for _ in range(6)]
+        whole = [pool.submit(generate, server, **fields) for _ in range(6)]
+        streamed = [pool.submit(stream, server, **fields) for _ in range(6)]
         wait_for_sequences(server, 12)
         texts = [future.result()["text_output"] for future in whole]
         texts += ["".join(piece["text_output"] for piece in future.result()) for future in streamed]
     assert texts == [alone] * 12
-    assert engines(server) == [engine]
+    assert server.engines == [engine]
 
 
 def test_tokens_that_wait_travel_together_under_a_cap_of_pieces(server: Server) -> None:
@@ -278,7 +242,7 @@ def test_a_client_that_closes_its_connection_frees_the_pages(server: Server, cou
     wait_for_sequences(server, count)
     for response in left:
         response.close()
-    assert wait_until(lambda: is_idle(server), "idle engine") < FREE_WITHIN
+    wait_until(lambda: is_idle(server), "idle engine", FREE_WITHIN)
 
 
 @pytest.mark.parametrize("model", ["ensemble_stream", "fastertransformer_stream"])
@@ -290,10 +254,10 @@ def test_a_grpc_stream_that_is_cancelled_frees_the_pages(server: Server, client:
     else:
         asked = tokens([5, 6, 7], new=900)
     GrpcStream(client, model, asked).next()
+    wait_for_sequences(server, 1)
     time.sleep(0.5)  # younger requests of a model are not asked about
-    assert not is_idle(server)
     client.stop_stream(cancel_requests=True)
-    assert wait_until(lambda: is_idle(server), "idle engine") < FREE_WITHIN
+    wait_until(lambda: is_idle(server), "idle engine", FREE_WITHIN)
 
 
 def test_a_grpc_request_for_one_answer_that_is_cancelled_frees_the_pages(server: Server, client: Any) -> None:
@@ -301,7 +265,7 @@ def test_a_grpc_request_for_one_answer_that_is_cancelled_frees_the_pages(server:
     wait_for_sequences(server, 1)
     time.sleep(0.5)
     call.cancel()
-    assert wait_until(lambda: is_idle(server), "idle engine") < FREE_WITHIN
+    wait_until(lambda: is_idle(server), "idle engine", FREE_WITHIN)
 
 
 @pytest.mark.parametrize("path", ["ensemble/generate", "ensemble_stream/generate_stream"])
@@ -309,10 +273,11 @@ def test_a_timeout_ends_a_request_with_what_there_is(server: Server, path: str) 
     started = time.monotonic()
     with post(server, path, **LONG, timeout=300_000) as response:
         answers = list(frames(response))
-    assert 0.3 <= time.monotonic() - started < 0.8
+    assert time.monotonic() - started >= 0.3
+    assert answers[-1]["sequence_length"] < 900
     assert answers[-1]["finish_reason"] == "timeout"
     assert "".join(answer["text_output"] for answer in answers).startswith(" there was")
-    assert wait_until(lambda: is_idle(server), "idle engine") < FREE_WITHIN
+    wait_until(lambda: is_idle(server), "idle engine", FREE_WITHIN)
 
 
 def test_a_timeout_is_tritons_own_over_grpc(server: Server, client: Any) -> None:
@@ -329,7 +294,7 @@ def test_either_door_starts_the_engine_and_serves_without_the_other(launch: Call
     [second] = ensembles.keys() - {first}
     control = ("--model-control-mode=explicit", f"--load-model={ensembles[first]}", "--exit-timeout-secs=5")
     server = launch("--", *control).wait_until_ready()
-    [engine] = engines(server)
+    [engine] = server.engines
 
     def index(action: str, model: str) -> None:
         url = f"http://{server.http_url}/v2/repository/models/{model}/{action}"
@@ -345,16 +310,16 @@ def test_either_door_starts_the_engine_and_serves_without_the_other(launch: Call
     for gone, stays in ((first, second), (second, first)):
         index("unload", ensembles[gone])
         index("unload", gone)
-        wait_until(lambda: len(processes(server, STUB)) == 3, "unloaded model")
+        wait_until(lambda: len(server.processes_with(STUB)) == 3, "unloaded model")
         assert serves(stays)
         index("load", ensembles[gone])
         assert serves(gone)
-    assert engines(server) == [engine]
+    assert server.engines == [engine]
 
 
 def test_streams_end_once_when_the_engine_is_killed_and_when_the_server_stops(launch: Callable[..., Server]) -> None:
     server = launch("--", "--exit-timeout-secs=2").wait_until_ready()
-    [engine] = engines(server)
+    [engine] = server.engines
     with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
         doomed = GrpcStream(client, "fastertransformer_stream", tokens([5], [6, 7], new=900))
         opened = [post(server, "ensemble_stream/generate_stream", **LONG) for _ in range(8)]
@@ -368,18 +333,18 @@ def test_streams_end_once_when_the_engine_is_killed_and_when_the_server_stops(la
             assert "the engine process ended unexpectedly" in last["error"]
         with pytest.raises(InferenceServerException, match="the engine process ended unexpectedly"):
             doomed.all()
-        assert time.monotonic() - killed < 2
+        assert time.monotonic() - killed < SOON_SECONDS
         with pytest.raises(queue.Empty):
             doomed.next(seconds=0.2)
 
     def serves() -> bool:
         return "error" not in stream(server, max_tokens=4)[-1]
 
-    wait_until(serves, "new engine", seconds=30)
+    wait_until(serves, "new engine", READY_SECONDS)
     wait_until(lambda: is_idle(server), "idle engine")
     reader = frames(post(server, "ensemble_stream/generate_stream", **LONG))
     next(reader)
     with ThreadPoolExecutor(1) as pool:
         rest = pool.submit(read_to_the_end, reader)
         assert server.stop() == 0
-        assert rest.result(5)
+        assert rest.result(SOON_SECONDS)

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -67,13 +68,14 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def open_door(config: EngineConfig, server: Server) -> Iterator[Callable[[str], EngineClient]]:
-    """Opens doors of this process to the engine of `config`; those still open at the end are closed."""
+def open_door(config: EngineConfig, server: Server) -> Iterator[Callable[..., EngineClient]]:
+    """Opens doors of this process to the engine of `config`, changed by keywords; those still open at the end are
+    closed."""
     doors: list[EngineClient] = []
     with contextlib.ExitStack() as stack:
 
-        def open_one(name: str) -> EngineClient:
-            door = EngineClient(config, server.pid, name)
+        def open_one(name: str, **changes: Any) -> EngineClient:
+            door = EngineClient(dataclasses.replace(config, **changes), server.pid, name)
             doors.append(door)
             stack.callback(close_once, door)
             return door
@@ -81,7 +83,7 @@ def open_door(config: EngineConfig, server: Server) -> Iterator[Callable[[str], 
         yield open_one
         stack.close()
         for child in filter(None, (door._child for door in doors)):
-            child.wait(10)
+            child.wait(30)
 
 
 def close_once(door: EngineClient) -> None:
@@ -93,7 +95,7 @@ def server_directory(server: Server) -> Path:
     return Path(tempfile.gettempdir()) / f"gptj-engine-{server.pid}"
 
 
-def wait_until(condition: Callable[[], bool], otherwise: str, seconds: float = 10.0) -> None:
+def wait_until(condition: Callable[[], bool], otherwise: str, seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, otherwise
@@ -101,7 +103,10 @@ def wait_until(condition: Callable[[], bool], otherwise: str, seconds: float = 1
 
 
 def has_ended(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 class Mailbox:
@@ -110,8 +115,8 @@ class Mailbox:
     def __init__(self) -> None:
         self.answers: queue.Queue[Answer] = queue.Queue()
 
-    def take(self, seconds: float = 20.0) -> Answer:
-        return self.answers.get(timeout=seconds)
+    def take(self) -> Answer:
+        return self.answers.get(timeout=60.0)
 
     def tokens(self) -> list[int]:
         answer = self.take()
@@ -126,7 +131,7 @@ def mailbox() -> Mailbox:
 
 def submit_when_ready(door: EngineClient, mailbox: Mailbox) -> None:
     """As a user does who is told to try again."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 100
     while True:
         try:
             door.submit([1, 2, 3], SHORT, mailbox.answers.put)
@@ -138,7 +143,7 @@ def submit_when_ready(door: EngineClient, mailbox: Mailbox) -> None:
 
 
 def test_two_doors_share_one_engine_that_ends_after_the_last_one(
-    open_door: Callable[[str], EngineClient], mailbox: Mailbox, server: Server
+    open_door: Callable[..., EngineClient], mailbox: Mailbox, server: Server
 ) -> None:
     first, second = open_door("first"), open_door("second")
     pid = first.model.engine_pid
@@ -173,7 +178,7 @@ def test_two_doors_share_one_engine_that_ends_after_the_last_one(
 
 
 def test_a_streamed_request_is_told_its_tokens_as_they_come_from_either_door(
-    open_door: Callable[[str], EngineClient], mailbox: Mailbox
+    open_door: Callable[..., EngineClient], mailbox: Mailbox
 ) -> None:
     params = SamplingParams(request_output_len=30, end_id=256, min_length=30, is_return_log_probs=True)
     told: dict[str, list[NewTokens]] = {"first": [], "second": []}
@@ -191,31 +196,29 @@ def test_a_streamed_request_is_told_its_tokens_as_they_come_from_either_door(
 
 
 def test_a_timeout_ends_requests_that_run_and_that_wait_with_what_they_have(
-    config: EngineConfig, server: Server, mailbox: Mailbox
+    make_checkpoint: Callable[..., Path], open_door: Callable[..., EngineClient], mailbox: Mailbox
 ) -> None:
-    one_at_a_time = dataclasses.replace(config, max_sequences=1)
-    door = EngineClient(one_at_a_time, server.pid, "only")
+    slow = str(make_checkpoint(n_layer=12))
+    door = open_door("only", model_checkpoint_path=slow, kv_cache_gib=0.1, max_sequences=1)
+    running: queue.Queue[Answer] = queue.Queue()
     started = time.monotonic()
-    for _ in range(2):
-        door.submit([1, 2], LONG, mailbox.answers.put, timeout=0.3)
-    door.submit([1, 2, 3], SHORT, mailbox.answers.put, timeout=60.0)
-    lengths = []
-    for _ in range(2):
-        answer = mailbox.take()
-        assert isinstance(answer, Finished)
-        assert answer.results[0].finish_reason == "timeout"
-        lengths.append(len(answer.results[0].tokens))
-    assert 0.3 <= time.monotonic() - started < 1.5
-    assert 0 < max(lengths) < 900
-    assert min(lengths) == 0, "both ran at once, so the test shows nothing"
+    door.submit([1, 2], LONG, running.put, timeout=1.0)
+    door.submit([1, 2], LONG, mailbox.answers.put, timeout=0.3)
+    door.submit([1, 2, 3], SHORT, mailbox.answers.put, timeout=100.0)
+    waited = mailbox.take()
+    assert isinstance(waited, Finished)
+    assert (waited.results[0].finish_reason, waited.results[0].tokens) == ("timeout", [])
+    assert time.monotonic() - started >= 0.3
     assert len(mailbox.tokens()) == 5
-    door.close()
-    assert door._child is not None
-    door._child.wait(10)
+    ran = running.get_nowait()
+    assert isinstance(ran, Finished)
+    assert ran.results[0].finish_reason == "timeout"
+    assert 0 < len(ran.results[0].tokens) < 900
+    assert time.monotonic() - started >= 1.0
 
 
 def test_a_request_is_cancelled_by_whoever_has_its_handle_and_the_load_is_told(
-    open_door: Callable[[str], EngineClient], mailbox: Mailbox
+    open_door: Callable[..., EngineClient], mailbox: Mailbox
 ) -> None:
     door, other = open_door("first"), open_door("second")
     number = door.submit([1, 2], LONG, mailbox.answers.put)
@@ -229,21 +232,19 @@ def test_a_request_is_cancelled_by_whoever_has_its_handle_and_the_load_is_told(
     answer = mailbox.take()
     assert isinstance(answer, Finished) and answer.results[0].finish_reason == "cancelled"
     for each in (door, other):
-        wait_until(lambda each=each: each.load.running == each.load.used_pages == 0, "no idle load", 0.5)  # type: ignore[misc]
+        wait_until(lambda each=each: each.load.running == each.load.used_pages == 0, "no idle load")  # type: ignore[misc]
 
 
 def test_a_killed_engine_answers_each_request_once_with_an_error_and_a_new_one_serves(
-    open_door: Callable[[str], EngineClient], mailbox: Mailbox
+    open_door: Callable[..., EngineClient], mailbox: Mailbox
 ) -> None:
     doors = [open_door("first"), open_door("second")]
     pid = doors[0].model.engine_pid
     for door in doors * 8:
         door.submit([1, 2], LONG, mailbox.answers.put)
-    time.sleep(0.1)
+    wait_until(lambda: doors[0].load.running > 0, "no load")
     os.kill(pid, signal.SIGKILL)
-    killed = time.monotonic()
-    answers = [mailbox.take(seconds=5) for _ in range(16)]
-    assert time.monotonic() - killed < 1.0
+    answers = [mailbox.take() for _ in range(16)]
     assert all(isinstance(answer, Refused) and not answer.invalid for answer in answers)
     for door in doors:
         submit_when_ready(door, mailbox)
@@ -253,7 +254,7 @@ def test_a_killed_engine_answers_each_request_once_with_an_error_and_a_new_one_s
 
 
 def test_a_door_that_was_killed_keeps_neither_the_engine_nor_its_requests_alive(
-    config: EngineConfig, server: Server, open_door: Callable[[str], EngineClient], mailbox: Mailbox
+    config: EngineConfig, server: Server, open_door: Callable[..., EngineClient], mailbox: Mailbox
 ) -> None:
     command = [sys.executable, "-c", DOOR, config.to_json(), str(server.pid), "doomed", "40"]
     environment = os.environ | {"PYTHONPATH": str(BACKEND)}
@@ -263,22 +264,19 @@ def test_a_door_that_was_killed_keeps_neither_the_engine_nor_its_requests_alive(
         pid = int(doomed.stdout.readline())
         door = open_door("other")
         assert door.model.engine_pid == pid
+        wait_until(lambda: door.load.waiting > 0, "no load")
         doomed.kill()
-    started = time.monotonic()
+    # What the dead door asked for would take the engine most of a minute.
+    wait_until(lambda: door.load.running == door.load.waiting == 0, "the engine works for a door that is dead", 10)
     door.submit([1, 2, 3], SamplingParams(request_output_len=50, end_id=256, min_length=50), mailbox.answers.put)
     assert len(mailbox.tokens()) == 50
-    busy = psutil.Process(pid)
-    busy.cpu_percent()
-    time.sleep(0.3)
-    assert busy.cpu_percent() < 50, "the engine still works for a door that is dead"
-    assert time.monotonic() - started < 10
     door.close()
     wait_until(lambda: has_ended(pid), "the engine waits for a door that is dead")
     assert not server_directory(server).exists()
 
 
 def test_the_engine_ends_when_its_server_is_killed(
-    config: EngineConfig, open_door: Callable[[str], EngineClient], server: Server, mailbox: Mailbox
+    config: EngineConfig, open_door: Callable[..., EngineClient], server: Server, mailbox: Mailbox
 ) -> None:
     door = open_door("only")
     pid = door.model.engine_pid
@@ -286,7 +284,7 @@ def test_the_engine_ends_when_its_server_is_killed(
     server.kill()
     server.wait()
     wait_until(lambda: has_ended(pid), "the engine outlived its server")
-    mailbox.take(seconds=2)
+    mailbox.take()
     door._closing = True  # a real door ends with its server and starts no other engine
     door.close()
 
@@ -300,12 +298,12 @@ def test_the_engine_ends_when_its_server_dies_while_weights_load(config: EngineC
     command += ["--directory", str(directory), "--server-pid", str(server.pid)]
     command += ["--door-pid", str(os.getpid())]
     with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(BACKEND)}) as loading:
-        wait_until((directory / "engine.sock").exists, "the engine did not come up", seconds=30)
+        wait_until((directory / "engine.sock").exists, "the engine did not come up")
         time.sleep(0.1)
         assert loading.poll() is None
         server.kill()
         server.wait()
-        assert loading.wait(5) == 0
+        assert loading.wait(30) == 0
     assert not server_directory(server).exists()
 
 
@@ -318,11 +316,11 @@ def test_the_engine_ends_when_its_only_door_dies_while_weights_load(
     command = [sys.executable, "-c", DOOR, hanging.to_json(), str(server.pid), "doomed", "0"]
     with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(BACKEND)}) as doomed:
         directory = engine_directory(hanging, server.pid)
-        wait_until((directory / "engine.sock").exists, "the engine did not come up", seconds=30)
+        wait_until((directory / "engine.sock").exists, "the engine did not come up")
         pid = int((directory / "engine.pid").read_text())
         doomed.kill()
     (tmp_path / "config.json").write_text((config.checkpoint / "config.json").read_text())
-    wait_until(lambda: has_ended(pid), "the engine waits for ever", seconds=3)
+    wait_until(lambda: has_ended(pid), "the engine waits for ever")
 
 
 def test_a_checkpoint_that_cannot_be_loaded_is_the_reason_a_door_is_given(server: Server, tmp_path: Path) -> None:

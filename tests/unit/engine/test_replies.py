@@ -3,7 +3,6 @@ responses out."""
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from replies import CANCEL_CHECK_AGE, HANDLE_INTERVAL, Outputs, Replies, Reply, 
 from triton_io import Row
 
 TENSORS = {"input_ids": np.array([[1, 2]], np.uint32)}
-PACE = 100.0  # pieces a second
+PACE = 10.0  # pieces a second, so slow that a busy machine does not blur which piece has waited
 
 
 class Engine:
@@ -82,7 +81,7 @@ class Client:
         return self.left
 
     def take(self) -> tuple[float, Any, bool]:
-        return self.responses.get(timeout=2)
+        return self.responses.get(timeout=10)
 
     def lengths(self) -> tuple[int, int]:
         """(previous length, length) of the next piece."""
@@ -121,7 +120,7 @@ def test_the_first_piece_goes_at_once_and_tokens_that_wait_travel_together(engin
     for token in range(10):
         engine.add(0, token)
     second, outputs, _ = client.take()
-    assert second - first >= gap * 0.9
+    assert second - first >= gap * 0.8
     assert (outputs["previous_length"].item(), outputs["sequence_length"].item()) == (3, 13)
     assert outputs["output_ids"].tolist() == [[[1, 2, 5, *range(10)]]]
 
@@ -133,7 +132,7 @@ def test_the_gap_is_as_short_as_there_are_few_streams(engine: Engine, replies: R
     first, _, _ = client.take()
     engine.add(0, 6)
     second, _, _ = client.take()
-    assert 0.9 / PACE <= second - first < 10 / PACE
+    assert 0.5 / PACE <= second - first < 15 / PACE
     for number in range(30):
         begin(replies, Client())
         engine.end(1 + number, 7)
@@ -142,7 +141,7 @@ def test_the_gap_is_as_short_as_there_are_few_streams(engine: Engine, replies: R
     third = time.monotonic()
     engine.add(0, 6)
     client.take()
-    assert time.monotonic() - third < 10 / PACE, "streams that ended still count"
+    assert time.monotonic() - third < 15 / PACE, "streams that ended still count"
 
 
 def test_the_last_piece_waits_for_nothing_and_brings_the_rest(engine: Engine, replies: Replies) -> None:
@@ -201,7 +200,9 @@ def test_all_sequences_are_cancelled_when_their_client_left(engine: Engine, repl
     begin(replies, left, streamed, copies=2)
     begin(replies, stays, streamed)
     left.left = True
-    time.sleep(CANCEL_CHECK_AGE + 0.3)
+    deadline = time.monotonic() + CANCEL_CHECK_AGE + 10
+    while len(engine.cancelled) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
     assert engine.cancelled == [0, 1]
     for number in (0, 1):
         engine.end(number, 5, reason="cancelled")
@@ -212,21 +213,23 @@ def test_all_sequences_are_cancelled_when_their_client_left(engine: Engine, repl
     assert not left.asked_after_the_end and not stays.asked_after_the_end
 
 
-def test_some_pieces_a_second_say_how_to_cancel(engine: Engine, replies: Replies) -> None:
+def test_some_pieces_a_second_say_how_to_cancel(engine: Engine) -> None:
+    replies = Replies(cast(EngineClient, engine), 1000.0, on_load=lambda load: None)
     client = Client()
     begin(replies, client, copies=2)
-    until = time.monotonic() + 4.5 * HANDLE_INTERVAL
-    while time.monotonic() < until:
+    handles: list[Any] = []
+    plain = 0
+    while len(handles) < 3:
         engine.add(0, 5)
-        time.sleep(0.005)
-    handles = []
-    with contextlib.suppress(queue.Empty):
-        while True:
-            outputs: Any = client.responses.get_nowait()[1]
-            if "cancel_handle" in outputs:
-                handles.append(outputs["cancel_handle"].tolist())
-    assert handles == [[[b"handle 0", b"handle 1"]]] * len(handles)
-    assert 2 <= len(handles) <= 4
+        _, outputs, _ = client.take()
+        if "cancel_handle" in outputs:
+            handles.append(outputs["cancel_handle"].tolist())
+        else:
+            plain += 1
+    assert time.monotonic() - client.began >= 3 * HANDLE_INTERVAL
+    assert handles == [[[b"handle 0", b"handle 1"]]] * 3
+    assert plain > 0
+    replies.close()
 
 
 def test_a_response_that_cannot_be_sent_ends_its_request_alone(engine: Engine, replies: Replies) -> None:

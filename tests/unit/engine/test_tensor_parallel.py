@@ -11,6 +11,7 @@ import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,10 +55,12 @@ def door_to(checkpoint: Path, ranks: int, context_length: int = 0) -> Iterator[E
         try:
             door = EngineClient(config, server.pid, "door")
             family = ranks_of(door)
-            yield door
-            family += ranks_of(door)
-            door.close()
-            _, alive = psutil.wait_procs(family, timeout=10)
+            try:
+                yield door
+                family += ranks_of(door)
+            finally:
+                door.close()
+            _, alive = psutil.wait_procs(family, timeout=30)
             assert alive == []
         finally:
             server.kill()
@@ -172,15 +175,16 @@ def test_a_rank_that_is_killed_takes_the_others_along_and_a_new_engine_serves(ei
     long = SamplingParams(request_output_len=120, end_id=END, min_length=120)
     with door_to(eight_heads, ranks=2) as door:
         old = ranks_of(door)
+        began = threading.Event()
         for _ in range(4):
-            door.submit([1, 2, 3], long, answers.put)
-        time.sleep(0.1)
+            door.submit([1, 2, 3], long, answers.put, lambda new: began.set())
+        assert began.wait(60)
         os.kill(old[victim].pid, signal.SIGKILL)
-        refused = [answers.get(timeout=10) for _ in range(4)]
+        refused = [answers.get(timeout=30) for _ in range(4)]
         assert all(isinstance(answer, Refused) and not answer.invalid for answer in refused)
-        _, alive = psutil.wait_procs(old, timeout=5)
+        _, alive = psutil.wait_procs(old, timeout=30)
         assert alive == []
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 100
         while door.model.engine_pid == old[0].pid or not door._ready:
             assert time.monotonic() < deadline, "no new engine came"
             time.sleep(0.05)
