@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: serve test lint perf bench clean
+.PHONY: serve test test-gpu lint perf bench clean
 
 # Serves the embedded model, or what ARGS says: make serve ARGS="--model EleutherAI/gpt-j-6b --device cuda"
 serve: $(INSTALLED)
@@ -16,6 +16,11 @@ serve: $(INSTALLED)
 # Every test that needs no GPU: make test ARGS="-k lifecycle"
 test: $(INSTALLED)
 	$(BIN)/python -m pytest tests/unit tests/server $(ARGS)
+
+# The kernels: on a GPU if there is one, else in the interpreter of Triton (the language), which torch for GPUs brings along.
+test-gpu: $(INSTALLED)
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt triton
+	$(BIN)/python -m pytest tests/gpu $(ARGS)
 
 # The files of a model repository are top-level modules of their model, each called model.py: a mypy run for each model.
 lint: $(INSTALLED)
