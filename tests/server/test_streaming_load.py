@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tests.server.conftest import PROJECT, Server
-from tests.server.test_streaming import PROMPT, frames, generate, is_idle, post, wait_until
+from tests.server.conftest import PROJECT, Server, is_idle, wait_until
+from tests.server.test_streaming import PROMPT, frames, generate, post
 
 CLIENTS, AT_ONCE = 500, 50
 # Postprocessing that dawdles, so that an order which is not kept is lost.
