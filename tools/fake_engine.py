@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import deque
 
 from gptj_engine import server
 from gptj_engine.config import EngineConfig, ModelConfig
@@ -34,6 +35,7 @@ class FakeEngine(Engine):
         self.scheduler = Scheduler(PagePool(NUM_PAGES, PAGE_SIZE), config.step_tokens, NUM_PAGES)
         self._token_bytes = load_token_bytes(config.tokenizer, self.model.vocab_size)
         self._searches = {}
+        self._launched = deque()
         self._step_seconds = step_seconds
         self._next_step = 0.0
 
