@@ -40,7 +40,7 @@ def attend(
     """Attention of the packed chunks by the kernel and by the reference, each [T, A + F]."""
     first_rows = [sum(count for _, count in chunks[:number]) for number in range(len(chunks) + 1)]
     starts = [start for start, _ in chunks]
-    launch = launch or prefill_launch(shape.dtype)
+    launch = launch or prefill_launch(shape.dtype, layer.keys.device)
     blocks = torch.tensor(query_blocks(starts, first_rows, launch.queries), dtype=torch.int32, device=projected.device)
     begin, bounds = table_of(starts, projected.device), table_of(first_rows, projected.device)
     result = projected.new_full((first_rows[-1], shape.attended + shape.inner), -7.0)

@@ -127,9 +127,14 @@ class Runner:
         return self._model.measure(plan, lambda logits: sample(logits, sampling))
 
 
+OLDEST_GPU = (8, 0)  # compute capability: Ampere
+
+
 def make_runner(config: EngineConfig, model: ModelConfig) -> Runner:
     """The runner that fits the device: kernels and graphs of its own on one GPU, plain torch everywhere else."""
-    if choose_device(config.device).type == "cuda" and config.tensor_para_size == 1:
+    device = choose_device(config.device, 0, config.tensor_para_size)
+    alone = device.type == "cuda" and config.tensor_para_size == 1
+    if alone and torch.cuda.get_device_capability(device) >= OLDEST_GPU:
         from gptj_engine.gpu.runner import GpuRunner  # it needs triton, which only torch for GPUs brings along
 
         return GpuRunner(config, model)

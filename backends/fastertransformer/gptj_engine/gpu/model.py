@@ -221,7 +221,7 @@ class GpuModel:
             width = min(len(table), self._table_width)
             tables[row, :width] = table[:width]
         on_device = self._to_device(tables), self._to_device(starts), self._to_device(first_rows)
-        blocks = self._to_device(query_blocks(starts, first_rows, prefill_launch(self.dtype).queries))
+        blocks = self._to_device(query_blocks(starts, first_rows, prefill_launch(self.dtype, self.device).queries))
         packed = self._to_device([plan.token_ids, plan.positions, plan.pages, plan.slots])[:, first_row:]
         tokens, positions, pages, slots = packed.contiguous().unbind(0)
         residual = torch.empty(len(tokens), self._model.hidden_size, device=self.device)

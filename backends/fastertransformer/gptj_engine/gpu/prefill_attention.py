@@ -29,16 +29,27 @@ class PrefillLaunch(NamedTuple):
     stages: int = 2
 
 
-HALVES = PrefillLaunch()
+# By the bytes of shared memory that a program needs for heads of 256, the first fastest where it fits: on an H100.
+HALVES = (
+    (192 * 1024, PrefillLaunch()),
+    (131 * 1024, PrefillLaunch(queries=128, keys=32, stages=3)),
+    (0, PrefillLaunch(queries=64, keys=32, warps=4)),
+)
 FLOATS = PrefillLaunch(queries=32, keys=16, warps=8, stages=1)  # exact, so without matrix units, and slow
 
 WRITE_TOKENS, WRITE_WARPS = 16, 4
 GELU_COLUMNS, GELU_WARPS = 2048, 4
 
 
-def prefill_launch(dtype: torch.dtype) -> PrefillLaunch:
+def prefill_launch(dtype: torch.dtype, device: torch.device) -> PrefillLaunch:
     """How `prefill_attention` is launched unless it is told."""
-    return FLOATS if dtype == torch.float32 else HALVES
+    if dtype == torch.float32:
+        return FLOATS
+    if device.type != "cuda":
+        return HALVES[0][1]
+    properties = torch.cuda.get_device_properties(device)
+    room = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]  # newer than its types
+    return next(launch for needed, launch in HALVES if needed <= room)
 
 
 def query_blocks(starts: SequenceOf[int], first_rows: SequenceOf[int], queries: int) -> list[tuple[int, int]]:
@@ -128,7 +139,7 @@ def prefill_attention(
     entry is read behind the chunk. `starts` int32 [S] and `first_rows` int32 [S + 1]: chunk s has rows first_rows[s] to
     first_rows[s + 1] and positions from starts[s] on. `blocks` int32 [blocks, 2]: `query_blocks` of `launch.queries`.
     """
-    launch = launch or prefill_launch(projected.dtype)
+    launch = launch or prefill_launch(projected.dtype, projected.device)
     _attend_kernel[keys.shape[1], blocks.shape[0]](  # the first axis starts first: the longest blocks of all heads
         projected,
         projected.stride(0),
