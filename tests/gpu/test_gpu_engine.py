@@ -51,7 +51,9 @@ def run(engine: Engine, made: list[tuple[list[int], SamplingParams]]) -> list[li
 
 @pytest.fixture(params=["fp32", "fp16"])
 def config(request: pytest.FixtureRequest) -> EngineConfig:
-    return EngineConfig(str(STORYTELLER), data_type=request.param, device="cuda", kv_cache_gib=2.0, max_sequences=32)
+    return EngineConfig(
+        str(STORYTELLER), data_type=request.param, device="cuda", kv_cache_gib=2.0, max_sequences=32, step_tokens=64
+    )
 
 
 def test_tokens_are_those_of_plain_torch_and_of_a_request_alone(

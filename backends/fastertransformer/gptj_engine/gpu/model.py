@@ -114,7 +114,7 @@ class GpuModel:
         decoding = [group for group in plan.groups if group.num_tokens == 1]
         prefilling = [group for group in plan.groups if group.num_tokens > 1]
         num_decoding = sum(len(group.starts) for group in decoding)
-        logits = []
+        logits: list[Tensor] = []
         if decoding:
             rows = [row for row in plan.last_rows if row < num_decoding]
             found = self._run_decode(plan, decoding, num_decoding)
@@ -124,6 +124,8 @@ class GpuModel:
             found = self._prefill(plan, prefilling, num_decoding, rows)
             if rows:
                 logits.append(found)
+        if not logits:
+            return torch.empty(0, self._model.vocab_size, device=self.device)
         return logits[0] if len(logits) == 1 else torch.cat(logits)
 
     def keep_sampled(self, tokens: Tensor) -> None:
