@@ -31,7 +31,7 @@ class FakeEngine(Engine):
     def __init__(self, config: EngineConfig, step_seconds: float) -> None:
         """`step_seconds` is how long a step takes, however many sequences there are."""
         self.model = ModelConfig.read(config.checkpoint, config.context_length)
-        self.limits = Limits(self.model.vocab_size, self.model.context_length, True, NUM_PAGES, PAGE_SIZE)
+        self.limits = Limits(self.model.vocab_size, self.model.context_length, True, NUM_PAGES, PAGE_SIZE, NUM_PAGES)
         self.scheduler = Scheduler(PagePool(NUM_PAGES, PAGE_SIZE), config.step_tokens, NUM_PAGES)
         self._token_bytes = load_token_bytes(config.tokenizer, self.model.vocab_size)
         self._searches = {}

@@ -138,7 +138,7 @@ class Replies:
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._later: list[tuple[float, int, Callable[[], None]]] = []  # a heap; the number decides between equal times
         self._numbers = itertools.count()
-        self._make_round()
+        self._at(0.0, self._make_round)
         self._thread = threading.Thread(target=self._run, name="replies", daemon=True)
         self._thread.start()
 
@@ -149,6 +149,8 @@ class Replies:
         for index, (prompt, params) in enumerate(sequences):
             on_answer = functools.partial(self._take, reply, index)
             on_tokens = functools.partial(self._take_tokens, reply, index) if isinstance(reply, StreamReply) else None
+            if reply.sent_last:
+                return  # it failed meanwhile, and nobody waits for the rest
             try:
                 reply.numbers.append(self._engine.submit(prompt, params, on_answer, on_tokens, timeout))
             except UnavailableError as error:

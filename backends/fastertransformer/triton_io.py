@@ -39,9 +39,6 @@ SCALARS = (  # tensors that are fields of SamplingParams by the same name, where
     "top_p_min",
 )
 MAX_SEQUENCES_A_ROW = 64
-_MASK = (1 << 64) - 1
-
-
 # What postprocessing needs of a streamed request, which can reach it through this model alone.
 PASSED_THROUGH = (
     "stop_strings",
@@ -49,6 +46,7 @@ PASSED_THROUGH = (
     "return_num_input_tokens",
     "return_num_output_tokens",
 )
+_MASK = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
@@ -227,8 +225,8 @@ class PieceTensors:
     """The outputs of a streamed request, a piece at a time: arrays that fill up as tokens come. Sequence i is the i-th
     of all rows' sequences.
 
-    Not thread-safe. What `piece` returns may be views of the arrays, good until the next call; an output that is the
-    same in several pieces is the same array.
+    Not thread-safe, but what `piece` returns is not written to any more; an output that is the same in several pieces
+    is the same array.
     """
 
     def __init__(self, tensors: Tensors, rows: list[Row]) -> None:
@@ -277,13 +275,13 @@ class PieceTensors:
         width = int(self._lengths.max())
         outputs = {
             **self._constant,
-            "output_ids": self._ids[:, :width].reshape(*self._shape, width),
+            "output_ids": self._ids[:, :width].copy().reshape(*self._shape, width),
             "sequence_length": self._lengths.reshape(self._shape),
             "previous_length": self._previous.reshape(self._shape),
         }
         if self._log_probs is not None:
             new = max(length - prompt for length, prompt in zip(self._lengths.tolist(), self._prompts, strict=True))
-            log_probs = self._log_probs[:, :new]
+            log_probs = self._log_probs[:, :new].copy()
             outputs["cum_log_probs"] = log_probs.sum(axis=1).reshape(self._shape)
             outputs["output_log_probs"] = log_probs.reshape(*self._shape, new)
         if last:

@@ -41,7 +41,7 @@ def test_a_row_of_a_product_does_not_depend_on_the_others(device: torch.device) 
     x, weight = numbers(5, 96, device=device), numbers(40, 96, device=device)
     outs = []
     for rows in (x, torch.cat((x[:2], x[2:] * 1e3))):
-        tiling = choose_tiling(5, split=True)
+        tiling = choose_tiling(5, True, torch.float32)
         out = torch.empty(tiling.splits, 5, 40, device=device)
         linear(rows, weight, None, out)
         outs.append(out[:, :2])

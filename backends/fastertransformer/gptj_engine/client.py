@@ -269,6 +269,7 @@ class EngineClient:
         """After the engine died: answer what was under way, and start a new engine."""
         with self._lock:
             self._ready = False
+        self.load = messages.Load(0, 0, 0, 0)
         os.close(self._pidfd)
         while self._inbox.poll(0):  # answers sent before it died count
             self._dispatch(self._decoder.decode(self._inbox.recv()))

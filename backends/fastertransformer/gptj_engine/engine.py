@@ -17,7 +17,7 @@ from gptj_engine.token_bytes import load_token_bytes
 
 
 class Engine:
-    """One model on one device. Not thread-safe: one thread calls everything."""
+    """One model, on one device or several ranks. Not thread-safe: one thread calls everything."""
 
     def __init__(self, config: EngineConfig) -> None:
         """Load the checkpoint; ConfigError when that cannot be done."""
@@ -32,6 +32,7 @@ class Engine:
             stop_strings=bool(self._token_bytes),
             num_pages=pool.num_pages,
             page_size=pool.page_size,
+            max_sequences=config.max_sequences,
         )
         self.scheduler = Scheduler(pool, config.step_tokens, config.max_sequences)
         self._searches: dict[Hashable, BeamSearch] = {}

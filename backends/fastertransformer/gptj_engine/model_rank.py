@@ -56,13 +56,18 @@ class ModelRank:
 
     def measure(self, plan: StepPlan, use: Callable[[Tensor], object]) -> int:
         """Bytes of the GPU that are left when a step is computed and `use` made of its logits."""
-        torch.cuda.reset_peak_memory_stats(self.device)
-        before = torch.cuda.memory_allocated(self.device)
-        use(self.forward(plan))
-        peak = torch.cuda.max_memory_allocated(self.device) - before
-        torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info(self.device)
-        return int(free - peak - SPARE_MEMORY * total)
+        return memory_left(self.device, lambda: use(self.forward(plan)))
+
+
+def memory_left(device: torch.device, compute: Callable[[], object]) -> int:
+    """Bytes of a GPU that `compute` leaves when it takes the most, and some are spared."""
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    compute()
+    peak = torch.cuda.max_memory_allocated(device) - before
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    return int(free - peak - SPARE_MEMORY * total)
 
 
 def choose_device(name: str, rank: int = 0, size: int = 1) -> torch.device:

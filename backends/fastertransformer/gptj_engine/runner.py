@@ -119,7 +119,9 @@ class Runner:
     def _memory_after_warm_up(self, config: EngineConfig, context: int) -> int:
         """Bytes of a GPU that are left for the KV cache, measured by computing the largest step that can come."""
         params = SamplingParams(request_output_len=1, end_id=0, runtime_top_k=50, runtime_top_p=0.5)
-        cached = [context - 1] * config.max_sequences + [max(0, context - config.step_tokens)]
+        chunk = min(config.step_tokens, context)
+        cached = [context - 1] * (config.max_sequences - 1)
+        cached += [context - chunk] * -(-config.step_tokens // chunk)
         pages = [0] * -(-context // PAGE_SIZE)
         sequences = [Sequence(None, [0] * context, params, pages=pages, num_cached=length) for length in cached]
         step = [Scheduled(sequence, sequence.num_uncached) for sequence in sequences]
@@ -134,7 +136,8 @@ def make_runner(config: EngineConfig, model: ModelConfig) -> Runner:
     """The runner that fits the device: kernels and graphs of its own on one GPU, plain torch everywhere else."""
     device = choose_device(config.device, 0, config.tensor_para_size)
     alone = device.type == "cuda" and config.tensor_para_size == 1
-    if alone and torch.cuda.get_device_capability(device) >= OLDEST_GPU:
+    suits_kernels = model.head_size >= 16 and model.head_size.bit_count() == 1
+    if alone and suits_kernels and torch.cuda.get_device_capability(device) >= OLDEST_GPU:
         from gptj_engine.gpu.runner import GpuRunner  # it needs triton, which only torch for GPUs brings along
 
         return GpuRunner(config, model)

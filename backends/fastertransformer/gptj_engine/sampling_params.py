@@ -23,7 +23,7 @@ class Limits(msgspec.Struct, frozen=True):
     together.
 
     `stop_strings` says whether the engine knows the text of the tokens; `num_pages` of `page_size` tokens are the
-    whole KV cache.
+    whole KV cache, and `max_sequences` run at once at most.
     """
 
     vocab_size: int
@@ -31,6 +31,7 @@ class Limits(msgspec.Struct, frozen=True):
     stop_strings: bool
     num_pages: int
     page_size: int
+    max_sequences: int
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -113,7 +114,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _require("repetition_penalty", self.repetition_penalty, 1 / LARGEST_PENALTY, LARGEST_PENALTY)
         _require("presence_penalty", self.presence_penalty, -LARGEST_PENALTY, LARGEST_PENALTY)
         _require("frequency_penalty", self.frequency_penalty, -LARGEST_PENALTY, LARGEST_PENALTY)
-        _require("beam_width", self.beam_width, 1, MAX_BEAM_WIDTH)
+        _require("beam_width", self.beam_width, 1, min(MAX_BEAM_WIDTH, limits.max_sequences))
         _require("len_penalty", self.len_penalty, -LARGEST_LENGTH_PENALTY, LARGEST_LENGTH_PENALTY)
         diversity = self.beam_search_diversity_rate
         _require("beam_search_diversity_rate", diversity, -LARGEST_PENALTY, LARGEST_PENALTY)

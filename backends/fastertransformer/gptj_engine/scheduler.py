@@ -97,9 +97,11 @@ class Scheduler:
 
     def _admit(self) -> Sequence | None:
         """Move the first waiting sequence to the running ones, if all that is known of it fits the free pages."""
-        if not self.waiting or self._slots() >= self.max_sequences:
+        if not self.waiting:
             return None
         sequence = self.waiting[0]
+        if self._slots() + _slots_for(sequence) > self.max_sequences:
+            return None
         if sequence.in_flight:  # it had to give way while a step for it was under way
             return None
         self.pool.attach_prefix(sequence)
@@ -112,7 +114,7 @@ class Scheduler:
 
     def _slots(self) -> int:
         """Sequences that run, and those that searches which have just begun will branch into."""
-        return sum(sequence.params.beam_width if len(sequence.group) == 1 else 1 for sequence in self.running)
+        return sum(map(_slots_for, self.running))
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
         """Grow `sequence`, preempting later arrivals as needed; false if it had to give way itself."""
@@ -126,6 +128,11 @@ class Scheduler:
             if sequence in last:
                 return False
         return True
+
+
+def _slots_for(sequence: Sequence) -> int:
+    """Sequences that this one stands for: a search that has just begun becomes as many as it has beams."""
+    return sequence.params.beam_width if len(sequence.group) == 1 else 1
 
 
 def _prefill_length(sequence: Sequence) -> int:

@@ -13,7 +13,8 @@ from gptj_engine.sampling_params import SamplingParams
 
 @dataclass(eq=False)
 class Sequence:
-    """`num_cached` tokens of prompt + output have their K and V in `pages`; the others are yet to be computed.
+    """`num_cached` tokens of prompt + output have their K and V in `pages`, or will have when the steps under way are
+    done; the others are yet to be computed.
 
     `group` holds the sequences that must decode in the same step: this one alone, or all beams of a search.
     `in_flight` counts tokens that steps under way will add: they have a position, but nobody knows them yet.

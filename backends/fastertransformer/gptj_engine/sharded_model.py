@@ -138,7 +138,6 @@ class ShardedModel:
         except BaseException:
             self.close()
             raise
-        self.dtype = self._own.dtype
         self.page_bytes = self._own.page_bytes
 
     def forward(self, plan: StepPlan) -> Tensor:

@@ -15,6 +15,7 @@ from gptj_engine.attention import KVCache
 from gptj_engine.beam import BeamSearch
 from gptj_engine.config import EngineConfig, ModelConfig
 from gptj_engine.engine import Engine
+from gptj_engine.errors import InvalidRequestError
 from gptj_engine.sampler import Sampled
 from gptj_engine.sampling_params import SamplingParams
 from gptj_engine.scheduler import Scheduled
@@ -343,3 +344,9 @@ def test_any_mix_of_searches_and_cancellations_ends_each_request_once_and_loses_
         assert step < 2000, "starvation"
     assert sorted(ended) == list(range(len(requests)))
     assert crowded.scheduler.pool.num_free == crowded.scheduler.pool.num_pages
+
+
+def test_more_beams_than_sequences_may_run_are_refused(crowded: Engine) -> None:
+    with pytest.raises(InvalidRequestError, match="beam_width is 9, allowed: 1 to 8"):
+        search(crowded, [1, 2], beam_width=9, request_output_len=2)
+    crowded.check_integrity()

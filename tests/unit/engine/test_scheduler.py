@@ -130,6 +130,15 @@ def test_a_prompt_that_waits_for_pages_halfway_is_not_overtaken() -> None:
     assert shares(compute(scheduler)[0]) == {0: 1}, "two pages are missing, and the one that is free is not for another"
 
 
+def test_a_search_is_admitted_only_where_all_of_its_beams_may_run() -> None:
+    scheduler = make_scheduler(max_sequences=4)
+    search = Sequence(2, [1, 2, 3], SamplingParams(request_output_len=4, end_id=END, beam_width=3))
+    for waiting in (sequence(1, prompt=3, new=9), sequence(3, prompt=3, new=2), search):
+        scheduler.add(waiting)
+    keys = [set(shares(compute(scheduler)[0])) for _ in range(3)]
+    assert keys == [{1, 3}, {1, 3}, {1, 2}]
+
+
 def launch(scheduler: Scheduler) -> list[Scheduled]:
     """A step whose tokens nobody knows yet."""
     step = scheduler.schedule()

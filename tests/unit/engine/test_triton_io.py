@@ -13,7 +13,7 @@ from gptj_engine.sampling_params import Limits, SamplingParams
 from numpy.typing import NDArray
 from triton_io import PieceTensors, derived_seed, read_rows, read_stream, read_timeout, write_tensors
 
-LIMITS = Limits(vocab_size=100, context_length=32, stop_strings=True, num_pages=20, page_size=16)
+LIMITS = Limits(vocab_size=100, context_length=32, stop_strings=True, num_pages=20, page_size=16, max_sequences=64)
 MODEL = Welcome(engine_pid=1, limits=LIMITS, start_id=98, end_id=99)
 TYPES: dict[str, Any] = {
     "runtime_top_p": np.float32,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -27,16 +28,18 @@ class Tiling:
     stages: int = 3
 
 
-def choose_tiling(rows: int, split: bool) -> Tiling:
+def choose_tiling(rows: int, split: bool, dtype: torch.dtype) -> Tiling:
     """The fastest tiling found on an H100 for the matrices of GPT-J 6B.
 
     `split` if the result may come in parts, which is best where too few columns fill the GPU.
     """
     if rows == 1:
         return Tiling(outputs=2, depth=2048, warps=8)
-    return Tiling(outputs=64, depth=128, splits=4 if split else 1)
+    return Tiling(outputs=64, depth=256 // dtype.itemsize, splits=4 if split else 1)
 
 
+# A program of the first kernel computes OUTPUTS columns of the one row; of the second those of all rows, over its part
+# of K.
 @triton.jit
 def _one_row_kernel(
     x, weight, bias, out, N, K: tl.constexpr, OUTPUTS: tl.constexpr, DEPTH: tl.constexpr, BIAS: tl.constexpr
@@ -102,7 +105,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, tiling: 
     `x` [B, K] and `weight` [N, K] contiguous; `out` [splits, B, N] float32 or the type of `x`.
     """
     (rows, depth), outputs = x.shape, weight.shape[0]
-    tiling = tiling or choose_tiling(rows, split=bias is None)
+    tiling = tiling or choose_tiling(rows, bias is None, x.dtype)
     assert out.shape == (tiling.splits, rows, outputs)
     assert bias is None or tiling.splits == 1
     grid = (triton.cdiv(outputs, tiling.outputs), tiling.splits)

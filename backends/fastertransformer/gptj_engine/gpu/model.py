@@ -30,7 +30,7 @@ from gptj_engine.gpu.prefill_attention import (
     rotate_and_write,
 )
 from gptj_engine.gpu.residual import add_norm, embed
-from gptj_engine.model_rank import SPARE_MEMORY, choose_data_type
+from gptj_engine.model_rank import choose_data_type, memory_left
 from gptj_engine.tensor_table import DTYPES
 from gptj_engine.transformer import rotary_table
 from gptj_engine.weights import load_weights
@@ -59,13 +59,9 @@ class Buffers:
     update: Tensor  # [parts, B, H]
     logits: Tensor  # [B, V] float32
 
-    @property
-    def rows(self) -> int:
-        return self.tokens.shape[0]
-
 
 class GpuModel:
-    """One model on one GPU. All work is queued; nothing here waits for it."""
+    """One model on one GPU. Steps are queued; nothing waits for them but the copying of pages, which beams ask for."""
 
     def __init__(self, config: EngineConfig, model: ModelConfig, device: torch.device) -> None:
         """Load the weights; ConfigError when that cannot be done."""
@@ -121,11 +117,7 @@ class GpuModel:
             logits.append(found if len(rows) == num_decoding else found[self._to_device(rows).long()])
         if prefilling:
             rows = [row - num_decoding for row in plan.last_rows if row >= num_decoding]
-            found = self._prefill(plan, prefilling, num_decoding, rows)
-            if rows:
-                logits.append(found)
-        if not logits:
-            return torch.empty(0, self._model.vocab_size, device=self.device)
+            logits.append(self._prefill(plan, prefilling, num_decoding, rows))
         return logits[0] if len(logits) == 1 else torch.cat(logits)
 
     def keep_sampled(self, tokens: Tensor) -> None:
@@ -134,13 +126,7 @@ class GpuModel:
 
     def measure(self, plan: StepPlan, use: Callable[[Tensor], object]) -> int:
         """Bytes of the GPU that are left when a step is computed and `use` made of its logits."""
-        torch.cuda.reset_peak_memory_stats(self.device)
-        before = torch.cuda.memory_allocated(self.device)
-        use(self.forward(plan))
-        peak = torch.cuda.max_memory_allocated(self.device) - before
-        torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info(self.device)
-        return int(free - peak - SPARE_MEMORY * total)
+        return memory_left(self.device, lambda: use(self.forward(plan)))
 
     def close(self) -> None:
         """There is no other process to end."""
@@ -148,7 +134,7 @@ class GpuModel:
     def _make_buffers(self, rows: int) -> Buffers:
         model = self._model
         hidden, inner, width = model.hidden_size, model.inner_size, self._table_width
-        parts = choose_tiling(rows, split=True).splits if rows <= MOST_ROWS else 1
+        parts = choose_tiling(rows, True, self.dtype).splits if rows <= MOST_ROWS else 1
 
         def empty(*shape: int, dtype: torch.dtype = self.dtype) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=self.device)
@@ -240,6 +226,8 @@ class GpuModel:
             prefill_gelu(projected, activations)
             update, bias = (activations @ layer.out_weight)[None], layer.out_bias
         add_norm(residual, update, bias, weights.norm_weight, weights.norm_bias, eps, normed)
+        if not last_rows:
+            return torch.empty(0, self._model.vocab_size, device=self.device)
         rows = normed[self._to_device(last_rows).long()]
         return torch.addmm(weights.head_bias, rows, weights.head_weight).float()
 

@@ -26,16 +26,13 @@ class GpuRunner(Runner):
 
     depth = 1
 
-    def __init__(self, config: EngineConfig, model: ModelConfig) -> None:
-        device = choose_device(config.device)
-        self._state = SamplingState(config.max_sequences + 1, model.vocab_size, device)
-        super().__init__(config, model)
-
     def runs_ahead_of(self, sequences: Iterable[Sequence]) -> bool:
         return all(can_sample_on_device(sequence.params) for sequence in sequences)
 
     def _load(self, config: EngineConfig, model: ModelConfig) -> Model:
-        self._gpu_model = GpuModel(config, model, choose_device(config.device))
+        device = choose_device(config.device)
+        self._state = SamplingState(config.max_sequences, model.vocab_size, device)
+        self._gpu_model = GpuModel(config, model, device)
         return self._gpu_model
 
     def _choose(self, logits: Tensor, sampling: list[Sequence]) -> Callable[[], list[list[Sampled]]]:
