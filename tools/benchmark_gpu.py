@@ -48,12 +48,16 @@ RUNS = [(64, 128, 128), (512, 128, 128), (66, 128, 2048), (132, 2048, 128), (36,
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement. `floor` is what the copy bandwidth allows at best, in the same unit; 0 where none is given."""
+    """One measurement. `floor` is what the copy bandwidth allows at best, in the same unit; `flops` are the operations
+    of the matrix products and attention, `bytes` what must be read at least. 0 where none is given.
+    """
 
     what: str
     value: float
     unit: str
     floor: float = 0.0
+    flops: float = 0.0
+    bytes: float = 0.0
 
     def __str__(self) -> str:
         beside = f"   floor {self.floor:10.2f}   {self.floor / self.value:6.1%} of the bandwidth" if self.floor else ""
@@ -70,7 +74,11 @@ class Benchmark:
         self._random = random.Random(0)
         model, size = engine.model, DTYPES[data_type].itemsize
         tensors = gptj_tensors(model).values()
-        self._weight_bytes = size * sum(torch.Size(tensor.shape).numel() for tensor in tensors if tensor.name != "wte")
+        weights = {tensor.name: torch.Size(tensor.shape).numel() for tensor in tensors if tensor.name != "wte"}
+        self._weight_bytes = size * sum(weights.values())
+        self._head_flops = 2 * weights["lm_head.weight"]  # for each token whose logits are wanted
+        self._layer_flops = 2 * sum(weights.values()) - self._head_flops  # for each token
+        self._attention_flops = 4 * model.num_layers * model.hidden_size  # for each token and position it sees
         self._token_bytes = 2 * model.num_layers * model.hidden_size * size
 
     def decode_step(self, batch: int, context: int, steps: int = 32) -> Row:
@@ -89,8 +97,10 @@ class Benchmark:
             torch.cuda.synchronize()
             times.append((time.perf_counter() - start) / (steps // 4))
         self._drain()
-        floor = (self._weight_bytes + cached * self._token_bytes) / self._bandwidth
-        return Row(f"decode step, batch {batch}, context {context}", 1e3 * median(times), "ms", 1e3 * floor)
+        flops = batch * (self._layer_flops + self._head_flops) + cached * self._attention_flops
+        read = self._weight_bytes + cached * self._token_bytes
+        what = f"decode step, batch {batch}, context {context}"
+        return Row(what, 1e3 * median(times), "ms", 1e3 * read / self._bandwidth, flops, read)
 
     def first_token(self, batch: int, length: int) -> Row:
         """Time from the arrival of `batch` prompts to the first token of the last of them."""
@@ -100,7 +110,9 @@ class Benchmark:
             self._submit(batch, length, 1)
             self._drain()
             times.append(time.perf_counter() - start)
-        return Row(f"first token, {batch} x {length} tokens", 1e3 * median(times[1:]), "ms")
+        flops = batch * (length * self._layer_flops + self._head_flops + length**2 / 2 * self._attention_flops)
+        what = f"first token, {batch} x {length} tokens"
+        return Row(what, 1e3 * median(times[1:]), "ms", flops=flops, bytes=self._weight_bytes)
 
     def whole_run(self, requests: int, length: int, new: int) -> Row:
         """Output tokens a second of requests that arrive all at once, from the first prompt to the last token."""
