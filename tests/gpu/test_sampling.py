@@ -14,7 +14,8 @@ if not torch.cuda.is_available():
 triton = pytest.importorskip("triton", reason="Triton's kernels are not installed here")
 
 import triton.language as tl
-from gptj_engine.gpu.sampling import Blocks, SamplingState, Work, _uniform, can_sample_on_device, sample
+from gptj_engine.gpu.sampling import _uniform, sample
+from gptj_engine.gpu.sampling_state import Blocks, SamplingState, Work, can_sample_on_device
 from gptj_engine.sampler import sample as sample_on_host
 from gptj_engine.sampler import uniform
 from gptj_engine.sampling_params import SamplingParams

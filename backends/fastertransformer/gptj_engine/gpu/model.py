@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gptj_engine.attention import PAGE_SIZE, KVCache
@@ -161,11 +162,7 @@ class GpuModel:
         inputs[:count] = plan.token_ids[:count]
         inputs[rows : rows + count] = plan.positions[:count]
         inputs[rows + count : 2 * rows] = -1
-        tables = inputs[2 * rows :].reshape(rows, self._table_width)
-        for group in groups:
-            width = min(len(group.tables[0]), self._table_width)
-            table = np.array(group.tables, np.int32)
-            tables[group.first_row : group.first_row + len(table), :width] = table[:, :width]
+        fill_tables(inputs[2 * rows :].reshape(rows, self._table_width), groups)
         buffers.inputs.copy_(torch.from_numpy(inputs).pin_memory(), non_blocking=True)
         if rows in self._graphs:
             self._graphs[rows].replay()
@@ -205,11 +202,10 @@ class GpuModel:
         sizes = [group.num_tokens for group in groups for _ in group.starts]
         first_rows = [0, *itertools.accumulate(sizes)]
         tables = np.zeros((len(starts), self._table_width), np.int32)
-        for row, table in enumerate(table for group in groups for table in group.tables):
-            width = min(len(table), self._table_width)
-            tables[row, :width] = table[:width]
-        on_device = self._to_device(tables), self._to_device(starts), self._to_device(first_rows)
-        blocks = self._to_device(query_blocks(starts, first_rows, prefill_launch(self.dtype, self.device).queries))
+        fill_tables(tables, groups)
+        launch = prefill_launch(self.dtype, self.device)
+        blocks = self._to_device(query_blocks(starts, first_rows, launch.queries))
+        chunks = self._to_device(tables), self._to_device(starts), self._to_device(first_rows)
         packed = self._to_device([plan.token_ids, plan.positions, plan.pages, plan.slots])[:, first_row:]
         tokens, positions, pages, slots = packed.contiguous().unbind(0)
         residual = torch.empty(len(tokens), self._model.hidden_size, device=self.device)
@@ -222,7 +218,7 @@ class GpuModel:
             projected = torch.addmm(layer.in_bias, normed, layer.in_weight)
             rotate_and_write(projected, keys, values, pages, slots, positions, self._cos, self._sin)
             activations = torch.empty_like(projected[:, : layer.out_weight.shape[0]])
-            prefill_attention(projected, keys, values, *on_device, blocks, activations)
+            prefill_attention(projected, keys, values, *chunks, blocks, activations, launch)
             prefill_gelu(projected, activations)
             update, bias = (activations @ layer.out_weight)[None], layer.out_bias
         add_norm(residual, update, bias, weights.norm_weight, weights.norm_bias, eps, normed)
@@ -247,3 +243,12 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None
     else:
         assert bias is not None
         out[0].copy_(torch.addmm(bias, x, weight))
+
+
+def fill_tables(tables: NDArray[np.int32], groups: list[GroupPlan]) -> None:
+    """Write the page tables of all groups, sequence after sequence, into the first rows of `tables` [S, P]."""
+    row = 0
+    for group in groups:
+        part = np.array(group.tables, np.int32)[:, : tables.shape[1]]
+        tables[row : row + len(part), : part.shape[1]] = part
+        row += len(part)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from gptj_engine.config import EngineConfig, ModelConfig
 from gptj_engine.gpu.model import GpuModel
-from gptj_engine.gpu.sampling import SamplingState, can_sample_on_device
 from gptj_engine.gpu.sampling import sample as sample_on_device
+from gptj_engine.gpu.sampling_state import SamplingState, can_sample_on_device
 from gptj_engine.model_rank import choose_device
 from gptj_engine.runner import Model, Runner
 from gptj_engine.sampler import Sampled, sample

@@ -1,6 +1,6 @@
 """Chooses the next token of every row on the GPU, without the host: `sampler` is the reference, token for token.
 
-Knows sequences and their parameters, nothing of the model. Not here: beams, and bad words of several tokens.
+Knows the rows' state, nothing of the model. Not here: beams, and bad words of several tokens.
 
 A row goes through these kernels, each with one program a row or one a row and chunk of the vocabulary:
 
@@ -18,42 +18,31 @@ B are the rows of a step, R those there is room for, V the vocabulary, C its chu
 
 from __future__ import annotations
 
-from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
-
-import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from gptj_engine.sampling_params import SamplingParams
-from gptj_engine.sequence import Sequence
-
-# Rows of the state's whole numbers, int64 [8, R].
-_POSITION = tl.constexpr(0)  # tokens of prompt and output; -1 where there is no sequence
-_SEED = tl.constexpr(1)  # the bits of an unsigned number
-_GREEDY = tl.constexpr(2)
-_TOP_K = tl.constexpr(3)  # 0 keeps all
-_END_ID = tl.constexpr(4)
-_TO_MINIMUM = tl.constexpr(5)  # tokens to come before the end id may
-_SLOT = tl.constexpr(6)  # the row of `counts`; -1 for none
-_RESET_ID = tl.constexpr(7)
-_WHOLE = 8
-
-# Rows of its real numbers, float64 [8, R].
-_DIVISOR = tl.constexpr(0)
-_TOP_P = tl.constexpr(1)
-_FIRST_TOP_P = tl.constexpr(2)
-_TOP_P_DECAY = tl.constexpr(3)
-_LEAST_TOP_P = tl.constexpr(4)
-_REPETITION = tl.constexpr(5)
-_PRESENCE = tl.constexpr(6)
-_FREQUENCY = tl.constexpr(7)
-_REAL = 8
-
-_NOBODY = [-1] + [0] * (_WHOLE + _REAL - 1)
-_BANNED = -1  # in `counts`
+from gptj_engine.gpu.sampling_state import (
+    DIVISOR,
+    END_ID,
+    FIRST_TOP_P,
+    FREQUENCY,
+    GREEDY,
+    LEAST_TOP_P,
+    POSITION,
+    PRESENCE,
+    REPETITION,
+    RESET_ID,
+    SEED,
+    SLOT,
+    TO_MINIMUM,
+    TOP_K,
+    TOP_P,
+    TOP_P_DECAY,
+    SamplingState,
+    Work,
+)
 
 # Keys are int32 in the order of the float32 they stand for: that of -inf, and one below all.
 _LOWEST_KEY = tl.constexpr(-0x7F800001)
@@ -61,179 +50,6 @@ _NO_KEY = tl.constexpr(-0x80000000)
 _HIGHEST_KEY = tl.constexpr(0x7FFFFFFF)
 
 _NOISE_STEP = tl.constexpr(2.0**-53)
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """How the kernels cut their work: powers of two. A group is of `group` ids, and `groups` of them are searched."""
-
-    chunk: int = 1024
-    group: int = 16
-    groups: int = 512
-    whole: int = 8192
-    prepare_warps: int = 4
-    bound_warps: int = 8
-    search_warps: int = 8
-    whole_warps: int = 16
-    finish_warps: int = 4
-
-
-@dataclass(frozen=True)
-class Work:
-    """What some row of a batch asks for; it decides which kernels run. `counts`: penalties or bad words. `draws`: not
-    all are greedy. `searches`: top-k or top-p.
-    """
-
-    counts: bool = False
-    draws: bool = False
-    searches: bool = False
-
-    @staticmethod
-    def of(params: SequenceOf[SamplingParams]) -> Work:
-        drawn = [one for one in params if not one.greedy]
-        return Work(
-            counts=any(map(_needs_counts, params)),
-            draws=bool(drawn),
-            searches=any(one.top_k or one.top_p < 1.0 or one.top_p_decay < 1.0 for one in drawn),
-        )
-
-
-def can_sample_on_device(params: SamplingParams) -> bool:
-    """False for what only the host's sampler does: beams, and bad words of several tokens."""
-    return params.beam_width == 1 and all(len(word) == 1 for word in params.bad_words)
-
-
-def _needs_counts(params: SamplingParams) -> bool:
-    return params.penalised or bool(params.bad_words)
-
-
-class SamplingState:
-    """What `sample` knows of the rows, and the memory it works in; the same for every number of rows B <= R.
-
-    `tokens` int32 [R] and `log_probs` float32 [R] are the last step's results. `counts` int32 [R, V] says how often a
-    token stands in a sequence, -1 for one that is banned; only rows with penalties or bad words have a slot in it.
-    """
-
-    def __init__(self, max_rows: int, vocab_size: int, device: torch.device, blocks: Blocks | None = None) -> None:
-        self.blocks = blocks or Blocks()
-        self.vocab_size = vocab_size
-        self.device = device
-        self.work = Work()
-        self._sequences: list[Sequence] = []
-        self._slots: dict[Sequence, int] = {}
-        self._free_slots = list(range(max_rows))
-        chunks = triton.cdiv(vocab_size, self.blocks.chunk)
-        groups = chunks * self.blocks.chunk // self.blocks.group
-
-        def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
-        self._facts = zeros(_WHOLE + _REAL, max_rows, dtype=torch.int64)
-        self._facts[0] = -1
-        self.whole, self.real = self._facts[:_WHOLE], self._facts[_WHOLE:].view(torch.float64)
-        self.counts = zeros(max_rows, vocab_size)
-        self.tokens = zeros(max_rows)
-        self.log_probs = zeros(max_rows, dtype=torch.float32)
-        self.chunk_max = zeros(max_rows, chunks, dtype=torch.float32)
-        self.chunk_best = zeros(max_rows, chunks)
-        self.chunk_sum = zeros(max_rows, chunks, dtype=torch.float32)
-        self.chunk_mass = zeros(max_rows, chunks, dtype=torch.float64)
-        self.group_max = zeros(max_rows, groups, dtype=torch.float32)
-        self.candidates = zeros(max_rows, self.blocks.groups)
-        self.bounds = zeros(max_rows, 2)
-        self.thresholds = zeros(max_rows, dtype=torch.float32)
-        self.settled = zeros(max_rows)
-
-    @property
-    def max_rows(self) -> int:
-        return self.tokens.shape[0]
-
-    def load(self, sequences: SequenceOf[Sequence]) -> None:
-        """Make `sequences` the rows of the steps to come, in this order; nothing waits for the GPU.
-
-        One that was a row until now goes on from what the GPU knows of it, for the host may lag behind. Any other
-        begins with what is known of it here.
-        """
-        if list(sequences) == self._sequences:
-            return
-        assert len(sequences) <= self.max_rows
-        old_rows = {sequence: row for row, sequence in enumerate(self._sequences)}
-        self._sequences = list(sequences)
-        self.work = Work.of([sequence.params for sequence in sequences])
-        fresh = [(row, sequence) for row, sequence in enumerate(sequences) if sequence not in old_rows]
-        self._give_slots([sequence for _, sequence in fresh])
-        table = np.empty((1 + _WHOLE + _REAL, self.max_rows), np.int64)
-        table[1:] = np.array(_NOBODY)[:, None]
-        table[0] = -1
-        table[0, : len(sequences)] = [old_rows.get(sequence, -1) for sequence in sequences]
-        if fresh:
-            rows = [row for row, _ in fresh]
-            table[1 : 1 + _WHOLE, rows] = np.array([self._whole_facts(sequence) for _, sequence in fresh], np.int64).T
-            real = np.array([_real_facts(sequence) for _, sequence in fresh], np.float64)
-            table[1 + _WHOLE :, rows] = real.view(np.int64).T
-        on_device = self._to_device(torch.from_numpy(table))
-        source, facts = on_device[0], on_device[1:]
-        carried = self._facts.index_select(1, source.clamp(min=0))
-        torch.where(source >= 0, carried, facts, out=self._facts)
-
-    def clear(self) -> None:
-        """Forget all rows, when the host's sampler has chosen tokens for them or for part of them."""
-        self.load([])
-
-    def _whole_facts(self, sequence: Sequence) -> list[int]:
-        params = sequence.params
-        return [
-            sequence.num_tokens,
-            params.random_seed - (1 << 64 if params.random_seed >> 63 else 0),
-            int(params.greedy),
-            params.top_k if params.top_k < self.vocab_size else 0,
-            params.end_id,
-            max(0, params.min_length - len(sequence.output)),
-            self._slots.get(sequence, -1),
-            params.top_p_reset_id,
-        ]
-
-    def _give_slots(self, fresh: list[Sequence]) -> None:
-        """Give `fresh` sequences rows of `counts`, and take those of the sequences that are gone."""
-        staying = set(self._sequences)
-        for gone in [sequence for sequence in self._slots if sequence not in staying]:
-            self._free_slots.append(self._slots.pop(gone))
-        counted = [sequence for sequence in fresh if _needs_counts(sequence.params)]
-        if not counted:
-            return
-        places: list[int] = []
-        banned: list[int] = []
-        for sequence in counted:
-            slot = self._slots[sequence] = self._free_slots.pop()
-            first = slot * self.vocab_size
-            places += [first + token for token in sequence.tokens(0, sequence.num_tokens)]
-            banned += [first + word[-1] for word in sequence.params.bad_words]
-        slots = [self._slots[sequence] for sequence in counted]
-        packed = self._to_device(torch.tensor(slots + places + banned))
-        on_slots, on_places, on_banned = packed.split([len(slots), len(places), len(banned)])
-        self.counts.index_fill_(0, on_slots, 0)
-        flat = self.counts.view(-1)
-        flat.index_add_(0, on_places, torch.ones_like(on_places, dtype=torch.int32))
-        flat.index_fill_(0, on_banned, _BANNED)
-
-    def _to_device(self, numbers: Tensor) -> Tensor:
-        if self.device.type != "cuda":
-            return numbers
-        return numbers.pin_memory().to(self.device, non_blocking=True)
-
-
-def _real_facts(sequence: Sequence) -> list[float]:
-    params = sequence.params
-    return [
-        params.divisor,
-        sequence.top_p,
-        params.top_p,
-        params.top_p_decay,
-        min(params.top_p_min, params.top_p),
-        params.repetition_penalty,
-        params.presence_penalty,
-        params.frequency_penalty,
-    ]
 
 
 def sample(logits: Tensor, state: SamplingState, work: Work) -> tuple[Tensor, Tensor]:
@@ -373,26 +189,26 @@ def _prepare_kernel(
 ):
     chunk = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
-    if tl.load(whole + _POSITION * R + row) < 0:
+    if tl.load(whole + POSITION * R + row) < 0:
         return
     ids = chunk * CHUNK + tl.arange(0, CHUNK)
     inside = ids < V
     x = tl.load(logits + row * V + ids, mask=inside, other=float("-inf"))
     if DRAWS:
-        x = tl.div_rn(x, tl.load(real + _DIVISOR * R + row).to(tl.float32))
+        x = tl.div_rn(x, tl.load(real + DIVISOR * R + row).to(tl.float32))
     if COUNTS:
-        slot = tl.load(whole + _SLOT * R + row)
+        slot = tl.load(whole + SLOT * R + row)
         if slot >= 0:
             count = tl.load(counts + slot * V + ids, mask=inside, other=0)
-            repetition = tl.load(real + _REPETITION * R + row).to(tl.float32)
-            presence = tl.load(real + _PRESENCE * R + row).to(tl.float32)
-            frequency = tl.load(real + _FREQUENCY * R + row).to(tl.float32)
+            repetition = tl.load(real + REPETITION * R + row).to(tl.float32)
+            presence = tl.load(real + PRESENCE * R + row).to(tl.float32)
+            frequency = tl.load(real + FREQUENCY * R + row).to(tl.float32)
             penalised = tl.where(x < 0, x * repetition, tl.div_rn(x, repetition))
             penalised = penalised - presence - frequency * count.to(tl.float32)
             x = tl.where(count > 0, penalised, x)
             x = tl.where(count < 0, float("-inf"), x)
-    end_id = tl.load(whole + _END_ID * R + row)
-    too_early = tl.load(whole + _TO_MINIMUM * R + row) > 0
+    end_id = tl.load(whole + END_ID * R + row)
+    too_early = tl.load(whole + TO_MINIMUM * R + row) > 0
     x = tl.where((ids == end_id) & too_early, float("-inf"), x)
     if DRAWS:
         tl.store(logits + row * V + ids, x, mask=inside)
@@ -458,8 +274,8 @@ def _search_kernel(
     bound = tl.load(bounds + row * 2)
     count = tl.load(bounds + row * 2 + 1)
     best, total = _row_sum(chunk_max, chunk_sum, row, chunks, CHUNKS)
-    top_k = tl.load(whole + _TOP_K * R + row)
-    top_p = tl.load(real + _TOP_P * R + row).to(tl.float32)
+    top_k = tl.load(whole + TOP_K * R + row)
+    top_p = tl.load(real + TOP_P * R + row).to(tl.float32)
 
     places = tl.arange(0, WANTED * GROUP)
     listed = places // GROUP < count
@@ -519,8 +335,8 @@ def _search_whole_kernel(
     if tl.load(settled + row) != 0:
         return
     best, total = _row_sum(chunk_max, chunk_sum, row, chunks, CHUNKS)
-    top_k = tl.load(whole + _TOP_K * R + row)
-    top_p = tl.load(real + _TOP_P * R + row).to(tl.float32)
+    top_k = tl.load(whole + TOP_K * R + row)
+    top_p = tl.load(real + TOP_P * R + row).to(tl.float32)
     shift = _finite(best)
     highest = _key(best).to(tl.int64)
     kept = tl.full((), _LOWEST_KEY, tl.int64)
@@ -587,9 +403,9 @@ def _weigh_kernel(
 ):
     chunk = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
-    if tl.load(whole + _POSITION * R + row) < 0:
+    if tl.load(whole + POSITION * R + row) < 0:
         return
-    if tl.load(whole + _GREEDY * R + row) != 0:
+    if tl.load(whole + GREEDY * R + row) != 0:
         return
     numbers = tl.arange(0, CHUNKS)
     largest = tl.load(chunk_max + row * chunks + numbers, mask=numbers < chunks, other=float("-inf"))
@@ -625,7 +441,7 @@ def _finish_kernel(
     CHUNK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    position = tl.load(whole + _POSITION * R + row)
+    position = tl.load(whole + POSITION * R + row)
     if position < 0:
         return
     numbers = tl.arange(0, CHUNKS)
@@ -637,10 +453,10 @@ def _finish_kernel(
     token = tl.minimum(token, V - 1)
     logit = best
     if DRAWS:
-        if tl.load(whole + _GREEDY * R + row) == 0:
+        if tl.load(whole + GREEDY * R + row) == 0:
             masses = tl.load(chunk_mass + row * chunks + numbers, mask=there, other=0.0)
             sums = tl.cumsum(masses, axis=0)
-            noise = _uniform(tl.load(whole + _SEED * R + row), position)
+            noise = _uniform(tl.load(whole + SEED * R + row), position)
             target = noise * tl.max(sums, axis=0)
             # rounding may leave nothing above the target: then it is the last chunk, or token, of any mass
             last_chunk = tl.max(tl.where(masses > 0.0, numbers, -1), axis=0)
@@ -662,16 +478,16 @@ def _finish_kernel(
     tl.store(tokens + row, token)
     tl.store(log_probs + row, logit - best - tl.log(total.to(tl.float32)))
 
-    tl.store(whole + _POSITION * R + row, position + 1)
-    to_minimum = tl.load(whole + _TO_MINIMUM * R + row)
-    tl.store(whole + _TO_MINIMUM * R + row, tl.maximum(to_minimum - 1, 0))
+    tl.store(whole + POSITION * R + row, position + 1)
+    to_minimum = tl.load(whole + TO_MINIMUM * R + row)
+    tl.store(whole + TO_MINIMUM * R + row, tl.maximum(to_minimum - 1, 0))
     if SEARCHES:
-        decayed = tl.load(real + _TOP_P * R + row) * tl.load(real + _TOP_P_DECAY * R + row)
-        decayed = tl.maximum(decayed, tl.load(real + _LEAST_TOP_P * R + row))
-        reset = token == tl.load(whole + _RESET_ID * R + row)
-        tl.store(real + _TOP_P * R + row, tl.where(reset, tl.load(real + _FIRST_TOP_P * R + row), decayed))
+        decayed = tl.load(real + TOP_P * R + row) * tl.load(real + TOP_P_DECAY * R + row)
+        decayed = tl.maximum(decayed, tl.load(real + LEAST_TOP_P * R + row))
+        reset = token == tl.load(whole + RESET_ID * R + row)
+        tl.store(real + TOP_P * R + row, tl.where(reset, tl.load(real + FIRST_TOP_P * R + row), decayed))
     if COUNTS:
-        slot = tl.load(whole + _SLOT * R + row)
+        slot = tl.load(whole + SLOT * R + row)
         if slot >= 0:
             count = tl.load(counts + slot * V + token)
             tl.store(counts + slot * V + token, count + 1, mask=count >= 0)
@@ -680,9 +496,9 @@ def _finish_kernel(
 @triton.jit
 def _keeps_all(whole, real, row, R):
     """Whether there is nothing to search for: no sequence, a greedy one, or neither top-k nor top-p."""
-    undrawn = (tl.load(whole + _POSITION * R + row) < 0) | (tl.load(whole + _GREEDY * R + row) != 0)
-    unlimited = tl.load(whole + _TOP_K * R + row) <= 0
-    return undrawn | (unlimited & (tl.load(real + _TOP_P * R + row).to(tl.float32) >= 1.0))
+    undrawn = (tl.load(whole + POSITION * R + row) < 0) | (tl.load(whole + GREEDY * R + row) != 0)
+    unlimited = tl.load(whole + TOP_K * R + row) <= 0
+    return undrawn | (unlimited & (tl.load(real + TOP_P * R + row).to(tl.float32) >= 1.0))
 
 
 @triton.jit
