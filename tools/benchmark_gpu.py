@@ -43,7 +43,7 @@ GPTJ_6B = ModelConfig(
 )
 STEPS = [(batch, context) for context in (128, 512) for batch in (1, 8, 32, 64, 128)] + [(256, 128)]
 FIRST_TOKENS = [(1, 128), (1, 512), (1, 2048), (8, 128), (8, 512), (64, 512)]
-RUNS = [(64, 128, 128), (512, 128, 128), (66, 128, 2048), (132, 2048, 128), (36, 2048, 2048)]  # requests, in, out
+RUNS = [(64, 128, 128), (1024, 128, 128), (160, 128, 2048), (264, 2048, 128), (36, 2048, 2048)]  # requests, in, out
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,6 @@ from gptj_engine.gpu.prefill_attention import (
     PrefillLaunch,
     prefill_attention,
     prefill_attention_reference,
-    prefill_gelu,
-    prefill_gelu_reference,
     prefill_launch,
     query_blocks,
     rotate_and_write,
@@ -109,17 +107,6 @@ def test_tokens_are_rotated_and_cached(
     assert_near(projected, expected)
     assert_near(keys, layer.keys)
     torch.testing.assert_close(values, layer.values, rtol=0, atol=0, equal_nan=True)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_gelu_fills_the_columns_of_the_mlp(dtype: torch.dtype, device: torch.device) -> None:
-    shape = Shape(inner=2100, dtype=dtype)
-    projected = torch.linspace(-30, 30, 5 * shape.columns).view(shape.columns, 5).T.contiguous().to(device, dtype)
-    result = torch.full((5, shape.attended + shape.inner), -7.0, dtype=dtype, device=device)
-    expected = result.clone()
-    prefill_gelu(projected, result)
-    prefill_gelu_reference(projected, expected)
-    assert_near(result, expected)
 
 
 def test_blocks_cover_every_token_once_and_the_longest_context_comes_first() -> None:

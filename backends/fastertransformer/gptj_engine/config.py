@@ -205,7 +205,7 @@ class EngineConfig:
 
     `kv_cache_gib` bounds the KV cache; 0 means 1 GiB on a CPU and all that is left on a GPU. `step_tokens` is the most
     tokens of prompts that one step computes, so that a long prompt does not stall running requests (0 means 256 on a
-    CPU and 2048 on a GPU); `max_sequences` is the most sequences that run at once (0 means 128 and 256).
+    CPU and 2048 on a GPU); `max_sequences` is the most sequences that run at once (0 means 128 and 512).
     `context_length` in tokens and `tokenizer_dir` are for a checkpoint that does not say the one and lacks the other; 0
     and the empty string mean the checkpoint's own.
     """
@@ -245,7 +245,7 @@ class EngineConfig:
 
     def for_device(self, is_gpu: bool) -> EngineConfig:
         """The same with the sizes of a step, where they were left open, that suit a GPU or a CPU."""
-        step_tokens, max_sequences = (2048, 256) if is_gpu else (256, 128)
+        step_tokens, max_sequences = (2048, 512) if is_gpu else (256, 128)
         return replace(
             self, step_tokens=self.step_tokens or step_tokens, max_sequences=self.max_sequences or max_sequences
         )

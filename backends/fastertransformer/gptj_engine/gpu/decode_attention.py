@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
+from gptj_engine.gpu.overlap import let_next_begin, overlap, wait_for_last
 from gptj_engine.transformer import rotate
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -107,6 +108,7 @@ def decode_attention(
         TILE_PAGES=launch.tile_pages,
         STAGES=launch.stages,
         num_warps=launch.warps,
+        **overlap(projected.device),
     )
     part = min(head_size, max(16, launch.combined // splits))
     attended_blocks = attended // part
@@ -128,6 +130,7 @@ def decode_attention(
         PART=part,
         COLUMNS=launch.columns,
         num_warps=launch.combine_warps,
+        **overlap(projected.device),
     )
 
 
@@ -223,6 +226,7 @@ def _attend_kernel(
     LEAST_PAGES: tl.constexpr,
     TILE_PAGES: tl.constexpr,
     STAGES: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """One split of one head of one row: `partial` [B, heads, SPLITS, D], `maxima` (of base-2 exponents) and `sums`
     [B, heads, SPLITS].
@@ -230,10 +234,12 @@ def _attend_kernel(
     The context before the new token is read from the cache; the new token itself belongs to split 0, which has it in
     registers.
     """
+    let_next_begin(OVERLAPS)
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     position = tl.load(positions + row)
     working = working_splits(position, PAGE, SPLITS, LEAST_PAGES)
     if split >= working:
+        wait_for_last(OVERLAPS)
         return
     num_pages = tl.cdiv(position, PAGE)
     first_page = num_pages * split // working
@@ -248,6 +254,7 @@ def _attend_kernel(
     table = tables + row.to(tl.int64) * table_stride
     pages = tl.load(table + first_page + tile, mask=first_page + tile < end_page, other=0)
 
+    wait_for_last(OVERLAPS)
     heads_of_row = projected + row.to(tl.int64) * projected_stride + head * D
     query = rotated_head(heads_of_row, cos, sin, position, D, ROTARY) * (D**-0.5 * LOG2_E)
     new_key = rotated_head(heads_of_row + HEADS * D, cos, sin, position, D, ROTARY).to(keys.dtype.element_ty)
@@ -308,8 +315,11 @@ def _combine_and_gelu_kernel(
     LEAST_PAGES: tl.constexpr,
     PART: tl.constexpr,
     COLUMNS: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """Some columns of one row's activations: PART of a head's D out of the splits, or COLUMNS of GELU."""
+    let_next_begin(OVERLAPS)
+    wait_for_last(OVERLAPS)
     row, block = tl.program_id(0), tl.program_id(1)
     working = working_splits(tl.load(positions + row), PAGE, SPLITS, LEAST_PAGES)
     if working == 0:

@@ -12,7 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gptj_engine.gpu.overlap import let_next_begin, overlap, prefetch, wait_for_last
+
 MOST_ROWS = 64
+LINE = tl.constexpr(64)  # numbers of two bytes in a line of the L2 cache
 
 
 @dataclass(frozen=True)
@@ -35,28 +38,48 @@ def choose_tiling(rows: int, split: bool, dtype: torch.dtype) -> Tiling:
     """
     if rows == 1:
         return Tiling(outputs=2, depth=2048, warps=8)
-    return Tiling(outputs=64, depth=256 // dtype.itemsize, splits=4 if split else 1)
+    depth, stages = 256 // dtype.itemsize, 4 if rows <= 32 else 3
+    return Tiling(outputs=64, depth=depth, splits=4 if split else 1, stages=stages)
 
 
 # A program of the first kernel computes OUTPUTS columns of the one row; of the second those of all rows, over its part
 # of K.
 @triton.jit
 def _one_row_kernel(
-    x, weight, bias, out, N, K: tl.constexpr, OUTPUTS: tl.constexpr, DEPTH: tl.constexpr, BIAS: tl.constexpr
+    x,
+    weight,
+    bias,
+    out,
+    N,
+    K: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    BIAS: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
+    let_next_begin(OVERLAPS)
     rows = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     columns = tl.arange(0, DEPTH)
-    inside = rows < N
+    inside = (rows < N)[:, None]
+    pointers = weight + rows[:, None].to(tl.int64) * K + columns[None, :]
+    first = tl.load(pointers, mask=inside & (columns < K)[None, :], other=0.0, eviction_policy="evict_first")
+    mask = (DEPTH + columns < K)[None, :]
+    second = tl.load(pointers + DEPTH, mask=inside & mask, other=0.0, eviction_policy="evict_first")
+    wait_for_last(OVERLAPS)
     total = tl.zeros((OUTPUTS, DEPTH), tl.float32)
     for start in tl.static_range(0, K, DEPTH):
         mask = start + columns < K
-        row_pointers = weight + rows[:, None].to(tl.int64) * K + (start + columns)[None, :]
-        part = tl.load(row_pointers, mask=inside[:, None] & mask[None, :], other=0.0, eviction_policy="evict_first")
+        if start == 0:
+            part = first
+        elif start == DEPTH:
+            part = second
+        else:
+            part = tl.load(pointers + start, mask=inside & mask[None, :], other=0.0, eviction_policy="evict_first")
         total += part.to(tl.float32) * tl.load(x + start + columns, mask=mask, other=0.0).to(tl.float32)[None, :]
     result = tl.sum(total, axis=1)
     if BIAS:
-        result += tl.load(bias + rows, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + rows, result.to(out.dtype.element_ty), mask=inside)
+        result += tl.load(bias + rows, mask=rows < N, other=0.0).to(tl.float32)
+    tl.store(out + rows, result.to(out.dtype.element_ty), mask=rows < N)
 
 
 @triton.jit
@@ -73,12 +96,17 @@ def _few_rows_kernel(
     DEPTH: tl.constexpr,
     SPLITS: tl.constexpr,
     BIAS: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
+    let_next_begin(OVERLAPS)
     outputs = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     split = tl.program_id(1)
     rows = tl.arange(0, ROWS)
     steps = tl.cdiv(tl.cdiv(K, DEPTH), SPLITS)
     first = split * steps * DEPTH
+    lines = tl.minimum(first + tl.arange(0, 2 * DEPTH // LINE) * LINE, K - 1)  # of two steps
+    prefetch(weight + tl.minimum(outputs, N - 1)[:, None].to(tl.int64) * K + lines[None, :], OVERLAPS)
+    wait_for_last(OVERLAPS)
     total = tl.zeros((OUTPUTS, ROWS), tl.float32)
     for step in range(steps):
         columns = first + step * DEPTH + tl.arange(0, DEPTH)
@@ -109,14 +137,25 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, tiling: 
     assert out.shape == (tiling.splits, rows, outputs)
     assert bias is None or tiling.splits == 1
     grid = (triton.cdiv(outputs, tiling.outputs), tiling.splits)
-    options = {"BIAS": bias is not None, "num_warps": tiling.warps, "num_stages": tiling.stages}
+    options = {"BIAS": bias is not None, "num_warps": tiling.warps, "num_stages": tiling.stages, **overlap(x.device)}
     given = bias if bias is not None else x
     if rows == 1 and tiling.splits == 1:
         _one_row_kernel[grid](x, weight, given, out, outputs, depth, tiling.outputs, tiling.depth, **options)
     else:
         padded = max(16, triton.next_power_of_2(rows))
         _few_rows_kernel[grid](
-            x, weight, given, out, rows, outputs, depth, padded, tiling.outputs, tiling.depth, tiling.splits, **options
+            x,
+            weight,
+            given,
+            out,
+            rows,
+            outputs,
+            depth,
+            padded,
+            tiling.outputs,
+            tiling.depth,
+            tiling.splits,
+            **options,
         )
 
 

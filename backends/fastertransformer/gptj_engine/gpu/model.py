@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +26,6 @@ from gptj_engine.gpu.decode_attention import decode_attention, decode_workspace_
 from gptj_engine.gpu.matrix import MOST_ROWS, choose_tiling, linear
 from gptj_engine.gpu.prefill_attention import (
     prefill_attention,
-    prefill_gelu,
     prefill_launch,
     query_blocks,
     rotate_and_write,
@@ -36,7 +36,27 @@ from gptj_engine.tensor_table import DTYPES
 from gptj_engine.transformer import rotary_table
 from gptj_engine.weights import load_weights
 
-BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)  # rows that a graph is captured for
+BUCKETS = (
+    1,
+    2,
+    4,
+    8,
+    16,
+    24,
+    32,
+    48,
+    64,
+    96,
+    128,
+    160,
+    192,
+    224,
+    256,
+    320,
+    384,
+    448,
+    512,
+)  # rows that a graph is captured for
 
 log = logging.getLogger("gptj_engine")
 
@@ -75,10 +95,12 @@ class GpuModel:
         self._table_width = -(-model.context_length // (16 * PAGE_SIZE)) * 16  # kernels like round numbers
         self._buckets = [rows for rows in BUCKETS if rows < config.max_sequences] + [config.max_sequences]
         self._sampled = torch.zeros(2 * config.max_sequences, dtype=torch.int32, device=device)
-        self._buffers = {rows: self._make_buffers(rows) for rows in self._buckets}
+        self._memory: dict[str, Tensor] = {}
+        self._buffers = {rows: self._make_buffers(rows) for rows in reversed(self._buckets)}
         workspace = max(decode_workspace_size(rows, model.num_heads, model.head_size) for rows in self._buckets)
         self._workspace = torch.empty(workspace, device=device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._prompts = torch.cuda.Stream(device)
         self._cache = KVCache(model, 1, self.dtype, device)
 
     @property
@@ -112,13 +134,17 @@ class GpuModel:
         prefilling = [group for group in plan.groups if group.num_tokens > 1]
         num_decoding = sum(len(group.starts) for group in decoding)
         logits: list[Tensor] = []
+        stream = torch.cuda.current_stream(self.device)
+        self._prompts.wait_stream(stream)
         if decoding:
             rows = [row for row in plan.last_rows if row < num_decoding]
             found = self._run_decode(plan, decoding, num_decoding)
             logits.append(found if len(rows) == num_decoding else found[self._to_device(rows).long()])
         if prefilling:
             rows = [row - num_decoding for row in plan.last_rows if row >= num_decoding]
-            logits.append(self._prefill(plan, prefilling, num_decoding, rows))
+            with torch.cuda.stream(self._prompts):
+                logits.append(self._prefill(plan, prefilling, num_decoding, rows))
+            stream.wait_stream(self._prompts)
         return logits[0] if len(logits) == 1 else torch.cat(logits)
 
     def keep_sampled(self, tokens: Tensor) -> None:
@@ -137,21 +163,25 @@ class GpuModel:
         hidden, inner, width = model.hidden_size, model.inner_size, self._table_width
         parts = choose_tiling(rows, True, self.dtype).splits if rows <= MOST_ROWS else 1
 
-        def empty(*shape: int, dtype: torch.dtype = self.dtype) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device=self.device)
+        def shared(name: str, *shape: int, dtype: torch.dtype = self.dtype) -> Tensor:
+            """Zeros at first. Buckets share memory, as only one runs at a time and the largest is made first."""
+            size = math.prod(shape) * dtype.itemsize
+            if name not in self._memory or len(self._memory[name]) < size:
+                self._memory[name] = torch.zeros(size, dtype=torch.uint8, device=self.device)
+            return self._memory[name][:size].view(dtype).view(shape)
 
-        inputs = torch.zeros(rows * (2 + width), dtype=torch.int32, device=self.device)
+        inputs = shared("inputs", rows * (2 + width), dtype=torch.int32)
         return Buffers(
             inputs=inputs,
             tokens=inputs[:rows],
             positions=inputs[rows : 2 * rows],
             tables=inputs[2 * rows :].view(rows, width),
-            residual=empty(rows, hidden, dtype=torch.float32),
-            normed=empty(rows, hidden),
-            projected=empty(rows, 3 * hidden + inner),
-            activations=torch.zeros(rows, hidden + inner, dtype=self.dtype, device=self.device),  # dead rows stay so
-            update=empty(parts, rows, hidden, dtype=torch.float32 if rows <= MOST_ROWS else self.dtype),
-            logits=empty(rows, model.vocab_size, dtype=torch.float32),
+            residual=shared("residual", rows, hidden, dtype=torch.float32),
+            normed=shared("normed", rows, hidden),
+            projected=shared("projected", rows, 3 * hidden + inner),
+            activations=shared("activations", rows, hidden + inner),  # what dead rows hold is finite
+            update=shared("update", parts, rows, hidden, dtype=torch.float32 if rows <= MOST_ROWS else self.dtype),
+            logits=shared("logits", rows, model.vocab_size, dtype=torch.float32),
         )
 
     def _run_decode(self, plan: StepPlan, groups: list[GroupPlan], count: int) -> Tensor:
@@ -197,7 +227,7 @@ class GpuModel:
 
     def _prefill(self, plan: StepPlan, groups: list[GroupPlan], first_row: int, last_rows: list[int]) -> Tensor:
         """Compute packed chunks of prompts; returns logits [last_rows, V]. T tokens, S chunks."""
-        weights, eps = self._weights, self._model.layer_norm_eps
+        weights, eps, size = self._weights, self._model.layer_norm_eps, self._model.hidden_size
         starts = [start for group in groups for start in group.starts]
         sizes = [group.num_tokens for group in groups for _ in group.starts]
         first_rows = [0, *itertools.accumulate(sizes)]
@@ -210,22 +240,24 @@ class GpuModel:
         tokens, positions, pages, slots = packed.contiguous().unbind(0)
         residual = torch.empty(len(tokens), self._model.hidden_size, device=self.device)
         embed(tokens, self._sampled, weights.embedding, residual)
-        normed = torch.empty_like(residual, dtype=self.dtype)
         update, bias = None, weights.norm_bias
         for number, layer in enumerate(weights.layers):
             keys, values = self._cache.keys[number], self._cache.values[number]
+            normed = torch.empty_like(residual, dtype=self.dtype)
             add_norm(residual, update, bias, layer.norm_weight, layer.norm_bias, eps, normed)
-            projected = torch.addmm(layer.in_bias, normed, layer.in_weight)
-            rotate_and_write(projected, keys, values, pages, slots, positions, self._cos, self._sin)
-            activations = torch.empty_like(projected[:, : layer.out_weight.shape[0]])
-            prefill_attention(projected, keys, values, *chunks, blocks, activations, launch)
-            prefill_gelu(projected, activations)
-            update, bias = (activations @ layer.out_weight)[None], layer.out_bias
+            heads = torch.addmm(layer.in_bias[: 3 * size], normed, layer.in_weight[:, : 3 * size])
+            rotate_and_write(heads, keys, values, pages, slots, positions, self._cos, self._sin)
+            attention = torch.empty_like(heads[:, :size])
+            prefill_attention(heads, keys, values, *chunks, blocks, attention, launch)
+            if layer is weights.layers[-1]:  # from here on, what leads to no logits is not wanted
+                rows = self._to_device(last_rows).long()
+                residual, normed, attention = residual[rows], normed[rows], attention[rows]
+            in_weight, in_bias = layer.in_weight[:, 3 * size :], layer.in_bias[3 * size :]
+            inner = torch._addmm_activation(in_bias, normed, in_weight, use_gelu=True)  # on a GPU it is the tanh form
+            update = torch.addmm(attention @ layer.out_weight[:size], inner, layer.out_weight[size:])[None]
+            bias = layer.out_bias
         add_norm(residual, update, bias, weights.norm_weight, weights.norm_bias, eps, normed)
-        if not last_rows:
-            return torch.empty(0, self._model.vocab_size, device=self.device)
-        rows = normed[self._to_device(last_rows).long()]
-        return torch.addmm(weights.head_bias, rows, weights.head_weight).float()
+        return torch.addmm(weights.head_bias, normed, weights.head_weight).float()
 
     def _to_device(self, numbers: object) -> Tensor:
         """Whole numbers as an int32 tensor on the GPU, without waiting for it."""

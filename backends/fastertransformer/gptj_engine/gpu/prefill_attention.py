@@ -1,8 +1,8 @@
 """Attention of prompts: chunks of many packed without padding, causal against the paged cache. Knows no layer or batch.
 
-T packed tokens in S chunks; D head size, a power of two from 16 up; A = heads * D and F the inner size, of this rank;
-PAGE tokens a page. First every token's K and V go to the cache, then each block of queries reads its chunk's context
-through the page table with a running softmax (Dao, 2023, FlashAttention-2). No result depends on another chunk.
+T packed tokens in S chunks; D head size, a power of two from 16 up; A = heads * D, of this rank; PAGE tokens a page.
+First every token's K and V go to the cache, then each block of queries reads its chunk's context through the page table
+with a running softmax (Dao, 2023, FlashAttention-2). No result depends on another chunk.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn import functional
 
-from gptj_engine.gpu.decode_attention import LOG2_E, attend_reference, gelu_tanh
+from gptj_engine.gpu.decode_attention import LOG2_E, attend_reference
 from gptj_engine.transformer import rotate
 
 
@@ -38,7 +37,6 @@ HALVES = (
 FLOATS = PrefillLaunch(queries=32, keys=16, warps=8, stages=1)  # exact, so without matrix units, and slow
 
 WRITE_TOKENS, WRITE_WARPS = 16, 4
-GELU_COLUMNS, GELU_WARPS = 2048, 4
 
 
 def prefill_launch(dtype: torch.dtype, device: torch.device) -> PrefillLaunch:
@@ -77,7 +75,7 @@ def rotate_and_write(
 ) -> None:
     """Rotate q and k of T tokens in place, and store K and V in the cache.
 
-    `projected` [T, 3A + F], contiguous: q, k, v, fc_in. `keys` [pages, heads, D, PAGE] and `values` [pages, heads,
+    `projected` [T, 3A] or wider, contiguous: q, k, v first. `keys` [pages, heads, D, PAGE] and `values` [pages, heads,
     PAGE, D] of a layer, contiguous and of one dtype. `pages`, `slots` and `positions` int32 [T], of each token; one at
     position -1 is left alone. `cos`, `sin` float32 [context, rotary_dim / 2].
     """
@@ -133,7 +131,7 @@ def prefill_attention(
     activations: Tensor,
     launch: PrefillLaunch | None = None,
 ) -> None:
-    """Write the attention of each packed token over positions 0 to its own to `activations` [:, :A] of [T, A + F].
+    """Write the attention of each packed token over positions 0 to its own to `activations` [T, A] or wider, in front.
 
     `projected`, `keys` and `values` as `rotate_and_write` left them. `tables` int32 [S, P]: pages in order, of which no
     entry is read behind the chunk. `starts` int32 [S] and `first_rows` int32 [S + 1]: chunk s has rows first_rows[s] to
@@ -179,29 +177,6 @@ def prefill_attention_reference(
         query = projected[rows, : heads * head_size].float().unflatten(1, (heads, head_size)).transpose(0, 1)
         result = attend_reference(query, keys, values, tables[chunk], start)
         activations[rows, : heads * head_size] = result.transpose(0, 1).flatten(1).to(activations.dtype)
-
-
-def prefill_gelu(projected: Tensor, activations: Tensor) -> None:
-    """Write GELU (its tanh form) of fc_in to the last F columns of `activations` [T, A + F]."""
-    tokens, columns = activations.shape
-    inner = (3 * columns - projected.shape[1]) // 2
-    _gelu_kernel[tokens, triton.cdiv(inner, GELU_COLUMNS)](
-        projected,
-        projected.stride(0),
-        projected.shape[1] - inner,
-        activations,
-        activations.stride(0),
-        columns - inner,
-        inner,
-        COLUMNS=GELU_COLUMNS,
-        num_warps=GELU_WARPS,
-    )
-
-
-def prefill_gelu_reference(projected: Tensor, activations: Tensor) -> None:
-    """`prefill_gelu` in plain torch operations."""
-    inner = (3 * activations.shape[1] - projected.shape[1]) // 2
-    activations[:, -inner:] = functional.gelu(projected[:, -inner:].float(), approximate="tanh")
 
 
 @triton.jit
@@ -324,23 +299,3 @@ def _attend_kernel(
 
     out = activations + (rows.to(tl.int64) * activations_stride)[:, None] + (head * D + dims)[None, :]
     tl.store(out, (weighted / total[:, None]).to(activations.dtype.element_ty), mask=live[:, None])
-
-
-@triton.jit
-def _gelu_kernel(
-    projected,
-    projected_stride,
-    first_input,
-    activations,
-    activations_stride,
-    first_output,
-    inner,
-    COLUMNS: tl.constexpr,
-):
-    """COLUMNS of one token."""
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = columns < inner
-    x = tl.load(projected + row * projected_stride + first_input + columns, mask=inside, other=0.0).to(tl.float32)
-    result = gelu_tanh(x).to(activations.dtype.element_ty)
-    tl.store(activations + row * activations_stride + first_output + columns, result, mask=inside)

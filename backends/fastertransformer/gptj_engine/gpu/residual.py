@@ -11,6 +11,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
+from gptj_engine.gpu.overlap import let_next_begin, overlap, wait_for_last
+
 
 @triton.jit
 def _embed_kernel(tokens, sampled, embedding, out, H, BLOCK: tl.constexpr):
@@ -40,23 +42,37 @@ def embed_reference(tokens: Tensor, sampled: Tensor, embedding: Tensor) -> Tenso
 
 @triton.jit
 def _add_norm_kernel(
-    residual, update, bias, weight, norm_bias, out, rows, H, eps, PARTS: tl.constexpr, BLOCK: tl.constexpr
+    residual,
+    update,
+    bias,
+    weight,
+    norm_bias,
+    out,
+    rows,
+    H,
+    eps,
+    PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
+    let_next_begin(OVERLAPS)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < H
+    before = tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
+    factor = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    shift = tl.load(norm_bias + columns, mask=inside, other=0.0).to(tl.float32)
+    wait_for_last(OVERLAPS)
     x = tl.load(residual + row * H + columns, mask=inside, other=0.0)
     if PARTS > 0:
-        x += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
+        x += before
         for part in tl.static_range(PARTS):
             x += tl.load(update + (part * rows + row) * H + columns, mask=inside, other=0.0).to(tl.float32)
         tl.store(residual + row * H + columns, x, mask=inside)
     mean = tl.sum(x, axis=0) / H
     centred = tl.where(inside, x - mean, 0.0)
     scale = tl.rsqrt(tl.sum(centred * centred, axis=0) / H + eps)
-    scaled = centred * scale * tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
-    scaled += tl.load(norm_bias + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + row * H + columns, scaled.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + row * H + columns, (centred * scale * factor + shift).to(out.dtype.element_ty), mask=inside)
 
 
 def add_norm(
@@ -88,6 +104,7 @@ def add_norm(
         parts,
         triton.next_power_of_2(size),
         num_warps=8,
+        **overlap(residual.device),
     )
 
 
