@@ -28,8 +28,8 @@ DEFAULT_CPU_MEMORY = 2**30  # bytes for the KV cache of a rank; the system hands
 class Model(Protocol):
     """What a runner needs of a model, however many processes and kernels it is made of."""
 
-    device: torch.device
-
+    @property
+    def device(self) -> torch.device: ...
     @property
     def page_bytes(self) -> int: ...
     def allocate(self, num_pages: int) -> None: ...
