@@ -85,7 +85,7 @@ class Benchmark:
         """Time of a step of `batch` sequences, each with a context of `context` tokens or little more."""
         engine = self._engine
         while_prompts_are_computed = batch * context // engine.scheduler.step_tokens + 2
-        self._submit(batch, context, while_prompts_are_computed + steps + 8)
+        self._submit(self._sequences(batch, context, while_prompts_are_computed + steps + 8))
         while len(engine.scheduler.running) < batch or not all(one.decoding for one in engine.scheduler):
             engine.step()
         cached = sum(sequence.num_cached for sequence in engine.scheduler) + batch * steps / 2
@@ -106,8 +106,9 @@ class Benchmark:
         """Time from the arrival of `batch` prompts to the first token of the last of them."""
         times = []
         for _ in range(3):
+            sequences = self._sequences(batch, length, 1)
             start = time.perf_counter()
-            self._submit(batch, length, 1)
+            self._submit(sequences)
             self._drain()
             times.append(time.perf_counter() - start)
         flops = batch * (length * self._layer_flops + self._head_flops + length**2 / 2 * self._attention_flops)
@@ -116,17 +117,21 @@ class Benchmark:
 
     def whole_run(self, requests: int, length: int, new: int) -> Row:
         """Output tokens a second of requests that arrive all at once, from the first prompt to the last token."""
+        sequences = self._sequences(requests, length, new)
         start = time.perf_counter()
-        self._submit(requests, length, new)
+        self._submit(sequences)
         self._drain()
         seconds = time.perf_counter() - start
         return Row(f"whole run {length}/{new}, {requests} requests", requests * new / seconds, "tokens/s")
 
-    def _submit(self, count: int, length: int, new: int) -> None:
+    def _sequences(self, count: int, length: int, new: int) -> list[Sequence]:
         end_id, vocabulary = self._engine.model.end_id, range(self._engine.model.vocab_size)
         params = SamplingParams(request_output_len=new, min_length=new, end_id=end_id)
-        for number in range(count):
-            self._engine.submit(Sequence(number, self._random.choices(vocabulary, k=length), params))
+        return [Sequence(number, self._random.choices(vocabulary, k=length), params) for number in range(count)]
+
+    def _submit(self, sequences: list[Sequence]) -> None:
+        for sequence in sequences:
+            self._engine.submit(sequence)
 
     def _drain(self) -> None:
         while self._engine.busy:

@@ -182,7 +182,9 @@ class EngineClient:
             if self._closing:
                 break
             error = self._directory / "error.txt"
-            if error.exists():
+            with contextlib.suppress(
+                FileNotFoundError
+            ):  # the other door may have taken it: then the engine says it again
                 reason = error.read_text()
                 error.unlink()
                 raise ConfigError(reason)
