@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmark_concurrency import measure_own_cost
 from perf import LENT_LIBRARIES, PerfError, lent_libraries, perf_analyzer
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -67,6 +68,10 @@ def test_the_concurrency_benchmark_ends_in_one_json_line(server: Any) -> None:
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["ratio"] == pytest.approx(result["concurrent_s"] / result["sequential_s"])
     assert min(result["one_token_ms"], result["two_tokens_ms"]) > 0
+
+
+def test_the_cost_of_a_request_is_measured_with_an_engine_that_computes_nothing() -> None:
+    assert 0 < measure_own_cost(["Once upon a time"], requests=1) < 1000  # milliseconds
 
 
 def test_the_streaming_benchmark_ends_in_one_json_line_and_readers_that_stop_cost_little_memory() -> None:
