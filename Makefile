@@ -30,7 +30,8 @@ lint: $(INSTALLED)
 	set -e; for model in preprocessing postprocessing; do \
 	    MYPYPATH=model_repository/$$model/1 $(BIN)/mypy model_repository/$$model/1/*.py; done
 
-# A small sweep of the real perf_analyzer: answers over HTTP and gRPC, and streams.
+# A small sweep of the real perf_analyzer: answers over HTTP and gRPC, and streams; a table and a plot in build/perf.
+# Another model: make perf ARGS="--model DIR"
 perf: $(INSTALLED)
 	$(BIN)/python tools/perf.py $(ARGS)
 

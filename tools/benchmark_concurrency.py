@@ -1,4 +1,5 @@
-"""Times the same requests one after another and all at once, and what one request costs by itself.
+"""Times the same requests one after another and all at once, and what one request costs by itself and of that without
+an engine.
 
 Repeats are interleaved and medians are compared, since a machine's speed drifts. Prompts are those of perf_inputs.json,
 greedy, each answered with the same number of tokens. Knows the client, and nothing of how the server works.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import http.client
 import json
 import sys
 import time
@@ -17,7 +19,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from client import Answer, Client, ClientError
+from client import MODEL, Answer, Client, ClientError
+from fake_server import server_of_fakes
 from local_server import ServerFailedError, local_server
 
 INPUTS = Path(__file__).with_name("perf_inputs.json")
@@ -55,6 +58,28 @@ def measure_one_request(client: Client, prompt: str, repeats: int) -> dict[str, 
     return {"one_token_ms": one, "two_tokens_ms": two}
 
 
+def measure_own_cost(prompts: list[str], requests: int) -> float:
+    """Median milliseconds of a request for one token to a server of its own whose engine computes nothing, by the
+    `generate` endpoint, one client. What the standard library's HTTP client takes is in it. Raises ServerFailedError.
+    """
+    with server_of_fakes(step_ms=0) as server:
+        connection = http.client.HTTPConnection(server.http)
+
+        def ask_plainly(prompt: str) -> None:
+            connection.request(
+                "POST", f"/v2/models/{MODEL}/generate", json.dumps({"text_input": prompt, "max_tokens": 1})
+            )
+            response = connection.getresponse()
+            text = response.read().decode()
+            if response.status != http.HTTPStatus.OK:
+                raise ServerFailedError(f"a request was answered {response.status}: {text}")
+
+        with contextlib.closing(connection):
+            warm_up = 20
+            times = [seconds(ask_plainly, prompts[i % len(prompts)]) for i in range(warm_up + requests)]
+    return 1000 * median(times[warm_up:])
+
+
 def report(result: dict[str, Any]) -> str:
     requests, tokens = result["requests"], result["max_tokens"]
     lines = [f"{requests} requests of {tokens} tokens, median of {result['repeats']} interleaved repeats:"]
@@ -64,6 +89,8 @@ def report(result: dict[str, Any]) -> str:
     one, two = result["one_token_ms"], result["two_tokens_ms"]
     lines.append(f"one client: 1 token {one:.2f} ms, 2 tokens {two:.2f} ms, so a step {two - one:.2f} ms")
     lines.append(f"            and all else (the prompt, the ensemble, the client) {2 * one - two:.2f} ms")
+    if "own_ms" in result:
+        lines.append(f"            1 token from an engine that computes nothing {result['own_ms']:.2f} ms")
     return "\n".join(lines)
 
 
@@ -96,6 +123,8 @@ def main() -> int:
             clients = [stack.enter_context(Client(url, options.protocol)) for _ in prompts]
             result |= measure_concurrency(clients, prompts, options.max_tokens, options.repeats)
             result |= measure_one_request(clients[0], prompts[0], 10 * options.repeats)
+        if not options.url:
+            result["own_ms"] = measure_own_cost(texts, 40 * options.repeats)
     except (ClientError, ServerFailedError) as error:
         print(f"benchmark_concurrency.py: {error}", file=sys.stderr)
         return 1

@@ -20,10 +20,8 @@ import itertools
 import json
 import os
 import platform
-import shlex
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -33,9 +31,9 @@ from typing import Any
 import aiohttp
 import numpy as np
 import psutil
+from fake_server import server_of_fakes
 from local_server import ServerFailedError, local_server
 
-FAKE_ENGINE = Path(__file__).resolve().with_name("fake_engine.py")
 INPUTS = Path(__file__).with_name("perf_inputs.json")
 MODEL = "ensemble_stream"
 PARTS = ("latency", "pieces", "tokens", "memory")
@@ -241,18 +239,6 @@ def processor() -> str:
     return f"{len(os.sched_getaffinity(0))} x {name}"
 
 
-@contextlib.contextmanager
-def server_of_fakes(step_ms: float, arguments: list[str]) -> Iterator[str]:
-    """The HTTP address of a server with an engine that computes nothing."""
-    with tempfile.TemporaryDirectory() as folder:
-        script = Path(folder, "engine")
-        command = [sys.executable, str(FAKE_ENGINE), f"--step-ms={step_ms}"]
-        script.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
-        script.chmod(0o755)
-        with local_server([f"--engine-python={script}", *arguments]) as server:
-            yield server.http
-
-
 def run(options: argparse.Namespace) -> Iterator[tuple[str, Result | Memory]]:
     """Each measurement with its name, part after part."""
     if "latency" in options.parts:
@@ -261,15 +247,15 @@ def run(options: argparse.Namespace) -> Iterator[tuple[str, Result | Memory]]:
                 yield "latency", measure(server.http, streams, options.max_tokens)
     most = max(options.streams)
     if "pieces" in options.parts:
-        with server_of_fakes(PIECES_STEP_MS, [f"--stream-pieces-per-second={LIFTED}"]) as url:
-            yield "pieces", measure(url, most, options.max_tokens)
-            yield "pieces, every field", measure(url, most, options.max_tokens, EVERY_FIELD)
+        with server_of_fakes(PIECES_STEP_MS, [f"--stream-pieces-per-second={LIFTED}"]) as server:
+            yield "pieces", measure(server.http, most, options.max_tokens)
+            yield "pieces, every field", measure(server.http, most, options.max_tokens, EVERY_FIELD)
     if "tokens" in options.parts or "memory" in options.parts:
-        with server_of_fakes(TOKENS_STEP_MS, []) as url:
+        with server_of_fakes(TOKENS_STEP_MS) as server:
             if "tokens" in options.parts:
-                yield "tokens", measure(url, most, 8 * options.max_tokens)
+                yield "tokens", measure(server.http, most, 8 * options.max_tokens)
             if "memory" in options.parts:
-                yield "memory", measure_memory(url, options.readers, options.unread_tokens, options.unread_s)
+                yield "memory", measure_memory(server.http, options.readers, options.unread_tokens, options.unread_s)
 
 
 def line_of(name: str, result: Result | Memory) -> str:

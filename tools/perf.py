@@ -1,8 +1,7 @@
 """Measures with Triton's own perf_analyzer, at several concurrencies, `make perf`: `ensemble` over HTTP and gRPC, and
-`ensemble_stream` over gRPC.
+`ensemble_stream` over gRPC. Prints a table, and writes it as CSV and as a plot.
 
-perf_analyzer comes with the package tritonclient. The two libraries that it misses on most systems lie in the package
-nvidia-pytriton under other names, and are lent to it from there. Knows nothing of how the server works.
+Knows nothing of how the server works.
 """
 
 from __future__ import annotations
@@ -11,13 +10,8 @@ import argparse
 import contextlib
 import csv
 import dataclasses
-import importlib.metadata
 import json
-import os
-import shutil
-import subprocess
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,23 +19,19 @@ from pathlib import Path
 
 from client import MODEL, STREAMING_MODEL, Client, ClientError, host_and_port
 from local_server import Addresses, ServerFailedError, local_server
+from perf_analyzer import PerfAnalyzer, PerfError, find_perf_analyzer
+from perf_plot import plot
 
 INPUTS = Path(__file__).with_name("perf_inputs.json")
+OUTPUT = Path(__file__).resolve().parents[1] / "build" / "perf"
 # What perf_analyzer is told for each way in; a stream's latency is until its last response.
 WAYS = {
     "http": ["-m", MODEL, "-i", "http"],
     "grpc": ["-m", MODEL, "-i", "grpc"],
     "stream": ["-m", STREAMING_MODEL, "-i", "grpc", "--streaming", "--async"],
 }
-# The name that perf_analyzer asks for, and the pattern of the same library among nvidia-pytriton's files.
-LENT_LIBRARIES = {
-    "libb64.so.0d": "nvidia_pytriton.libs/libb64-*.so.0d",
-    "libcudart.so.12": "nvidia_pytriton.libs/libcudart-*.so.12*",
-}
-
-
-class PerfError(Exception):
-    """No measurement could be made; the message says why in one line."""
+NAMES = {"http": f"{MODEL}, HTTP", "grpc": f"{MODEL}, gRPC", "stream": f"{STREAMING_MODEL}, gRPC"}
+LOADED_WITHIN = 900.0  # seconds, for weights of some gigabytes
 
 
 @dataclass(frozen=True)
@@ -53,86 +43,40 @@ class Measurement:
     requests_per_second: float
     responses_per_second: float
     p50_ms: float
+    p90_ms: float
     p99_ms: float
 
-
-@dataclass(frozen=True)
-class PerfAnalyzer:
-    """The program and the environment in which its libraries are found."""
-
-    program: str
-    environment: dict[str, str]
-
-    def run(self, arguments: list[str], timeout: float) -> None:
-        """Runs it for at most `timeout` seconds. Raises PerfError with its own words when it fails."""
-        command = [self.program, *arguments]
-        try:
-            done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=timeout)
-        except subprocess.TimeoutExpired:
-            raise PerfError(f"perf_analyzer did not finish within {timeout:g} s: {' '.join(arguments)}") from None
-        if done.returncode:
-            words = " ".join(done.stderr.split("Usage:")[0].split())  # its usage follows some errors
-            raise PerfError(f"perf_analyzer ended with status {done.returncode}: {words}")
-
-    def measure(self, protocol: str, url: str, concurrency: int, requests: int, timeout: float) -> Measurement:
-        """Three windows of at least a second and `requests` requests each; all three count."""
-        with tempfile.TemporaryDirectory() as directory:
-            report = Path(directory, "report.csv")
-            # What makes three windows the whole run: any three are called stable.
-            windows = ["--max-trials=3", "--stability-percentage=999", "--measurement-mode=count_windows"]
-            windows += [f"--measurement-request-count={requests}", "--measurement-interval=1000"]
-            target = [*WAYS[protocol], "-u", url, f"--input-data={INPUTS}"]
-            self.run([*target, *windows, f"--concurrency-range={concurrency}", "-f", str(report)], timeout)
-            row = next(csv.DictReader(report.read_text().splitlines()), None)
-        if row is None:
-            raise PerfError(f"perf_analyzer reported nothing at concurrency {concurrency} over {protocol}")
-        requests_per_second = float(row["Inferences/Second"])
-        return Measurement(
-            protocol,
-            concurrency,
-            requests_per_second,
-            responses_per_second=float(row.get("Response Throughput", requests_per_second)),  # of streams alone
-            p50_ms=float(row["p50 latency"]) / 1000,
-            p99_ms=float(row["p99 latency"]) / 1000,
+    def __str__(self) -> str:
+        return (
+            f"{self.concurrency:>11}  {self.protocol:<8}  {self.requests_per_second:>10.2f}"
+            f"  {self.responses_per_second:>11.2f}  {self.p50_ms:>9.1f}  {self.p90_ms:>9.1f}  {self.p99_ms:>9.1f}"
         )
 
 
-@contextlib.contextmanager
-def perf_analyzer(search_path: str | None = None) -> Iterator[PerfAnalyzer]:
-    """perf_analyzer, shown to run; looked for beside this Python and on PATH, or on `search_path` alone.
+HEADING = (
+    f"{'concurrency':>11}  {'protocol':<8}  {'requests/s':>10}  {'responses/s':>11}"
+    f"  {'p50 ms':>9}  {'p90 ms':>9}  {'p99 ms':>9}"
+)
 
-    Raises PerfError when it is not there or a library is missing."""
-    if search_path is None:
-        search_path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
-    program = shutil.which("perf_analyzer", path=search_path)
-    if program is None:
-        raise PerfError("perf_analyzer not found: it comes with tritonclient 2.51 (later wheels carry none)")
+
+def measure(
+    analyzer: PerfAnalyzer, protocol: str, url: str, concurrency: int, requests: int, timeout: float
+) -> Measurement:
+    """Three windows of at least a second and `requests` requests each; all three count. Raises PerfError."""
     with tempfile.TemporaryDirectory() as directory:
-        for name, found in lent_libraries().items():
-            Path(directory, name).symlink_to(found)
-        path = os.pathsep.join(filter(None, [os.environ.get("LD_LIBRARY_PATH"), directory]))
-        analyzer = PerfAnalyzer(program, os.environ | {"LD_LIBRARY_PATH": path})
-        try:
-            analyzer.run(["--version"], timeout=60)
-        except PerfError as error:
-            raise PerfError(
-                f"{error} (libb64.so.0d is in Debian's libb64-0d, libcudart.so.12 in PyPI's nvidia-cuda-runtime-cu12)"
-            ) from None
-        yield analyzer
-
-
-def lent_libraries() -> dict[str, Path]:
-    """Those of `LENT_LIBRARIES` that nvidia-pytriton holds, by the name perf_analyzer asks for."""
-    try:
-        files = importlib.metadata.files("nvidia-pytriton") or []
-    except importlib.metadata.PackageNotFoundError:
-        return {}
-    return {
-        name: Path(str(file.locate())).resolve()
-        for name, pattern in LENT_LIBRARIES.items()
-        for file in files
-        if file.match(pattern)
-    }
+        report = Path(directory, "report.csv")
+        # What makes three windows the whole run: any three are called stable.
+        windows = ["--max-trials=3", "--stability-percentage=999", "--measurement-mode=count_windows"]
+        windows += [f"--measurement-request-count={requests}", "--measurement-interval=1000"]
+        target = [*WAYS[protocol], "-u", url, f"--input-data={INPUTS}"]
+        analyzer.run([*target, *windows, f"--concurrency-range={concurrency}", "-f", str(report)], timeout)
+        row = next(csv.DictReader(report.read_text().splitlines()), None)
+    if row is None:
+        raise PerfError(f"perf_analyzer reported nothing at concurrency {concurrency} over {protocol}")
+    requests_per_second = float(row["Inferences/Second"])
+    p50, p90, p99 = (float(row[f"p{percent} latency"]) / 1000 for percent in (50, 90, 99))
+    responses_per_second = float(row.get("Response Throughput", requests_per_second))  # of streams alone
+    return Measurement(protocol, concurrency, requests_per_second, responses_per_second, p50, p90, p99)
 
 
 def sweep(analyzer: PerfAnalyzer, server: Addresses, options: argparse.Namespace) -> Iterator[Measurement]:
@@ -143,15 +87,38 @@ def sweep(analyzer: PerfAnalyzer, server: Addresses, options: argparse.Namespace
     for concurrency in options.concurrency:
         for protocol in WAYS:
             requests = concurrency * options.requests_per_client
-            yield analyzer.measure(protocol, urls[protocol], concurrency, requests, options.timeout)
+            yield measure(analyzer, protocol, urls[protocol], concurrency, requests, options.timeout)
+
+
+def write(results: list[Measurement], title: str, directory: Path) -> list[Path]:
+    """Write `perf.csv`, a row a measurement, and `perf.png` into `directory`, made where absent; returns both."""
+    directory.mkdir(parents=True, exist_ok=True)
+    table, picture = directory / "perf.csv", directory / "perf.png"
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Measurement)])
+        writer.writeheader()
+        writer.writerows(dataclasses.asdict(each) for each in results)
+    lines = {
+        name: [(each.concurrency, each.p50_ms, each.requests_per_second) for each in results if each.protocol == way]
+        for way, name in NAMES.items()
+    }
+    plot(title, lines, picture)
+    return [table, picture]
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Measures answers, over HTTP and gRPC, and streams with perf_analyzer."
+        description="Measures answers, over HTTP and gRPC, and streams with perf_analyzer.",
+        epilog="Further options of serve.py may stand behind --; they are for the server that this starts.",
     )
     parser.add_argument("--url", metavar="HOST:PORT", help="a running server's HTTP door (default: starts a server)")
     parser.add_argument("--grpc-url", metavar="HOST:PORT", default="localhost:8001", help="with --url: its gRPC door")
+    parser.add_argument(
+        "--model", metavar="DIR_OR_HUB_ID", help="what serve.py is to serve (default: the embedded storyteller)"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=OUTPUT, metavar="DIR", help="for CSV and plot; default: build/perf"
+    )
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16], metavar="N", help="default: 1 4 16")
     parser.add_argument(
         "--requests-per-client", type=int, default=8, metavar="N", help="fewest in a window of three; default: 8"
@@ -160,7 +127,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--timeout", type=float, default=120.0, metavar="SECONDS", help="for each measurement; default: 120"
     )
     parser.add_argument("--quick", action="store_true", help="one request a client, concurrency 1 and 16")
+    parser.add_argument("serve_arguments", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.model:
+        options.serve_arguments = ["--model", options.model, *options.serve_arguments]
+    if options.url and options.serve_arguments:
+        parser.error("--url names a running server; --model and what stands behind -- are for one that this starts")
     if options.quick:
         options.concurrency, options.requests_per_client = [1, 16], 1
     return options
@@ -170,24 +142,21 @@ def main() -> int:
     options = parse_arguments()
     try:
         with contextlib.ExitStack() as stack:
-            analyzer = stack.enter_context(perf_analyzer())
+            analyzer = stack.enter_context(find_perf_analyzer())
             if options.url:
                 server = Addresses(host_and_port(options.url), host_and_port(options.grpc_url))
             else:
-                server = stack.enter_context(local_server())
-            columns = f"{'requests/s':>10}  {'responses/s':>11}  {'p50 ms':>9}  {'p99 ms':>9}"
-            print(f"{'concurrency':>11}  {'protocol':<8}  {columns}")
+                server = stack.enter_context(local_server(options.serve_arguments, LOADED_WITHIN))
+            print(HEADING)
             results = []
             for result in sweep(analyzer, server, options):
                 results.append(result)
-                print(
-                    f"{result.concurrency:>11}  {result.protocol:<8}  {result.requests_per_second:>10.2f}"
-                    f"  {result.responses_per_second:>11.2f}  {result.p50_ms:>9.1f}  {result.p99_ms:>9.1f}",
-                    flush=True,
-                )
-    except (PerfError, ServerFailedError, ClientError) as error:
+                print(result, flush=True)
+        written = write(results, options.url or options.model or "storyteller, the embedded model", options.output)
+    except (PerfError, ServerFailedError, ClientError, OSError) as error:
         print(f"perf.py: {error}", file=sys.stderr)
         return 1
+    print("written:", *written)
     print(json.dumps({"benchmark": "perf_analyzer", "results": [dataclasses.asdict(result) for result in results]}))
     return 0
 

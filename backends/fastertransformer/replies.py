@@ -133,8 +133,9 @@ class Replies:
         self._on_load = on_load
         self._load: Load | None = None
         self._pieces_per_second = pieces_per_second
+        # Filled by whoever submits, emptied by the thread that sends.
         self._open: dict[Reply, None] = {}  # the one asked about longest ago comes first
-        self._num_streams = 0
+        self._open_streams: set[Reply] = set()
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._later: list[tuple[float, int, Callable[[], None]]] = []  # a heap; the number decides between equal times
         self._numbers = itertools.count()
@@ -144,7 +145,9 @@ class Replies:
 
     def submit(self, reply: Reply, rows: list[Row], timeout: float) -> None:
         """Send all sequences to the engine; `reply` is sent as it gets answers."""
-        self._tasks.put(functools.partial(self._begin, reply))
+        self._open[reply] = None
+        if isinstance(reply, StreamReply):
+            self._open_streams.add(reply)
         sequences = [(row.prompt, params) for row in rows for params in row.requests]
         for index, (prompt, params) in enumerate(sequences):
             on_answer = functools.partial(self._take, reply, index)
@@ -195,10 +198,6 @@ class Replies:
     def _at(self, moment: float, task: Callable[[], None]) -> None:
         heapq.heappush(self._later, (moment, next(self._numbers), task))
 
-    def _begin(self, reply: Reply) -> None:
-        self._open[reply] = None
-        self._num_streams += isinstance(reply, StreamReply)
-
     def _pace(self, reply: StreamReply) -> None:
         if reply.next_piece <= time.monotonic():
             self._send_piece(reply)
@@ -209,7 +208,7 @@ class Replies:
         if reply.sent_last:
             return
         now = time.monotonic()
-        reply.next_piece = now + self._num_streams / self._pieces_per_second
+        reply.next_piece = now + len(self._open_streams) / self._pieces_per_second
         handles = []
         if reply.next_handle <= now:
             reply.next_handle = now + HANDLE_INTERVAL
@@ -243,13 +242,13 @@ class Replies:
     def _finish(self, reply: Reply) -> None:
         reply.sent_last = True
         self._open.pop(reply)
-        self._num_streams -= isinstance(reply, StreamReply)
+        self._open_streams.discard(reply)
 
     def _make_round(self) -> None:
         """Cancel what clients left, and tell the engine's load if it has changed."""
         now = time.monotonic()
         self._at(now + ROUND_INTERVAL, self._make_round)
-        old = (reply for reply in self._open if now - reply.began >= CANCEL_CHECK_AGE and not reply.cancelled)
+        old = (reply for reply in list(self._open) if now - reply.began >= CANCEL_CHECK_AGE and not reply.cancelled)
         for reply in list(itertools.islice(old, CANCEL_CHECKS_A_ROUND)):
             self._open[reply] = self._open.pop(reply)
             if reply.responder.is_cancelled():

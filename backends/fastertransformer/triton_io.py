@@ -145,8 +145,8 @@ def _read_row(tensors: Tensors, index: int, model: Welcome) -> Row:
         raise InvalidRequestError("num_return_sequences", copies, f"1 to {MAX_SEQUENCES_A_ROW}")
     if copies > 1 and params.beam_width > 1:
         raise InvalidRequestError("num_return_sequences", copies, "1 with beam search, which returns all its beams")
-    seeds = [derived_seed(params.random_seed, number) for number in range(copies)]
-    return Row(prompt, [msgspec.structs.replace(params, random_seed=seed) for seed in seeds])
+    seeds = [derived_seed(params.random_seed, number) for number in range(1, copies)]
+    return Row(prompt, [params, *(msgspec.structs.replace(params, random_seed=seed) for seed in seeds)])
 
 
 def _read_words(tensors: Tensors, name: str, index: int) -> Words:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from perf import LENT_LIBRARIES, PerfError, lent_libraries, perf_analyzer
+from benchmark_concurrency import measure_own_cost
+from perf import measure, parse_arguments
+from perf_analyzer import LENT_LIBRARIES, PerfError, find_perf_analyzer, lent_libraries
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -19,16 +22,19 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=160)
 
 
-def test_perf_analyzer_measures_answers_over_both_protocols_and_streams(server: Any) -> None:
-    doors = ["--url", server.http_url, "--grpc-url", server.grpc_url]
+def test_perf_analyzer_measures_answers_over_both_protocols_and_streams(server: Any, tmp_path: Path) -> None:
+    doors = ["--url", server.http_url, "--grpc-url", server.grpc_url, "--output", str(tmp_path / "new")]
     done = run("perf.py", *doors, "--concurrency", "2", "--requests-per-client", "1")
     assert (done.returncode, done.stderr) == (0, "")
     results = json.loads(done.stdout.splitlines()[-1])["results"]
     assert [(each["protocol"], each["concurrency"]) for each in results] == [("http", 2), ("grpc", 2), ("stream", 2)]
     for result in results:
         assert 0 < result["requests_per_second"] <= result["responses_per_second"]
-        assert 0 < result["p50_ms"] <= result["p99_ms"]
+        assert 0 < result["p50_ms"] <= result["p90_ms"] <= result["p99_ms"]
     assert results[2]["responses_per_second"] > 1.5 * results[2]["requests_per_second"]  # two at least
+    with (tmp_path / "new" / "perf.csv").open() as table:
+        assert list(csv.DictReader(table)) == [{name: str(value) for name, value in each.items()} for each in results]
+    assert (tmp_path / "new" / "perf.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_perf_says_in_one_line_that_no_server_is_there() -> None:
@@ -38,19 +44,34 @@ def test_perf_says_in_one_line_that_no_server_is_there() -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_perf_serves_the_model_it_is_told(tmp_path: Path) -> None:
+    done = run("perf.py", "--model", str(tmp_path / "nowhere"))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith(f"perf.py: serve.py ended; its last words: serve.py: --model {tmp_path}/nowhere")
+
+
+@pytest.mark.parametrize("unused", [["--model", "gpt-j"], ["--", "--device", "cpu"]])
+def test_perf_refuses_options_for_a_server_it_does_not_start(
+    unused: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["--url", "127.0.0.1:8000", *unused])
+    assert "--url names a running server" in capsys.readouterr().err
+
+
 def test_a_failing_perf_analyzer_is_a_failure_in_its_words() -> None:
-    with perf_analyzer() as analyzer, pytest.raises(PerfError, match="failed to get model metadata"):
-        analyzer.measure("http", "127.0.0.1:1", concurrency=1, requests=1, timeout=30)
+    with find_perf_analyzer() as analyzer, pytest.raises(PerfError, match="failed to get model metadata"):
+        measure(analyzer, "http", "127.0.0.1:1", concurrency=1, requests=1, timeout=30)
 
 
 def test_a_perf_analyzer_that_hangs_is_a_failure(server: Any) -> None:
     url = server.http_url.removeprefix("http://")
-    with perf_analyzer() as analyzer, pytest.raises(PerfError, match="did not finish within"):
-        analyzer.measure("http", url, concurrency=1, requests=1, timeout=0.1)
+    with find_perf_analyzer() as analyzer, pytest.raises(PerfError, match="did not finish within"):
+        measure(analyzer, "http", url, concurrency=1, requests=1, timeout=0.1)
 
 
 def test_a_missing_perf_analyzer_is_a_failure(tmp_path: Path) -> None:
-    with pytest.raises(PerfError, match=r"perf_analyzer not found: .*tritonclient"), perf_analyzer(str(tmp_path)):
+    with pytest.raises(PerfError, match=r"perf_analyzer not found: .*tritonclient"), find_perf_analyzer(str(tmp_path)):
         pass
 
 
@@ -67,6 +88,10 @@ def test_the_concurrency_benchmark_ends_in_one_json_line(server: Any) -> None:
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["ratio"] == pytest.approx(result["concurrent_s"] / result["sequential_s"])
     assert min(result["one_token_ms"], result["two_tokens_ms"]) > 0
+
+
+def test_the_cost_of_a_request_is_measured_with_an_engine_that_computes_nothing() -> None:
+    assert 0 < measure_own_cost(["Once upon a time"], requests=1) < 1000  # milliseconds
 
 
 def test_the_streaming_benchmark_ends_in_one_json_line_and_readers_that_stop_cost_little_memory() -> None:

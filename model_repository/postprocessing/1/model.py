@@ -8,6 +8,7 @@ between the responses of a stream, but one instance must get them in their order
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import token_text
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-KEPT_SHAPES = 8  # their tensors stay in memory that is shared with Triton
+KEPT_TENSORS = 64  # they stay in memory that is shared with Triton
 
 
 class TritonPythonModel:
@@ -28,7 +29,7 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         repository = Path(args["model_repository"]).parent
         self.decoder = token_text.TokenText.load(repository / parameters["tokenizer_dir"]["string_value"])
-        self.silent_tensors: dict[tuple[int, int], dict[str, Any]] = {}
+        self.tensors_kept: dict[tuple[Any, ...], Any] = {}
         self.reports = cancel_reports.CancelReports()
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -38,7 +39,7 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """Close the connections to those that were told of clients that left, and give Triton's memory back."""
         self.reports.close()
-        self.silent_tensors.clear()
+        self.tensors_kept.clear()
 
     def answer(self, request: Any) -> Any:
         """The response to one request of any number of rows."""
@@ -47,30 +48,23 @@ class TritonPythonModel:
         if "cancel_handle" in inputs and request.is_cancelled():
             for failure in self.reports.send(set(inputs["cancel_handle"].ravel().tolist())):
                 pb_utils.Logger.log_warn(failure)
-        outputs = self.outputs(inputs)
-        tensors = [pb_utils.Tensor(name, array) for name, array in outputs.items()]
-        silent = self.silent(*inputs["sequence_length"].shape)
-        return pb_utils.InferenceResponse(tensors + [silent[name] for name in silent if name not in outputs])
+        return pb_utils.InferenceResponse(self.outputs(inputs))
 
-    def silent(self, rows: int, sequences: int) -> dict[str, Any]:
-        """Tensors of outputs that have nothing to say: empty reasons [rows, sequences], counts [rows, 0].
-
-        Most responses of a stream have three of them, so they are made once for each shape.
+    def kept(self, name: str, values: tuple[Any, ...], make: Callable[[], NDArray[Any]]) -> Any:
+        """The tensor that `make` makes of `values`, made once: most responses have all of their tensors but the text
+        alike.
         """
-        found = self.silent_tensors.get((rows, sequences))
+        found = self.tensors_kept.get((name, values))
         if found is None:
-            none = np.empty((rows, 0), np.int32)
-            arrays = {"num_input_tokens": none, "num_output_tokens": none}
-            arrays["finish_reason"] = np.full((rows, sequences), b"", np.object_)
-            found = {name: pb_utils.Tensor(name, array) for name, array in arrays.items()}
-            if len(self.silent_tensors) >= KEPT_SHAPES:
-                self.silent_tensors.clear()
-            self.silent_tensors[rows, sequences] = found
+            if len(self.tensors_kept) >= KEPT_TENSORS:
+                self.tensors_kept.clear()
+            found = self.tensors_kept[name, values] = pb_utils.Tensor(name, make())
         return found
 
-    def outputs(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """The outputs by name, [B, n] for B rows of n sequences, without those that have nothing to say: reasons until
-        the last response of a stream, and counts until then or if no row asked for them."""
+    def outputs(self, inputs: dict[str, NDArray[Any]]) -> list[Any]:
+        """The outputs, [B, n] for B rows of n sequences: reasons are empty strings until the last response of a stream,
+        and counts are [B, 0] until then or if no row asked for them.
+        """
         shape = rows, sequences = inputs["sequence_length"].shape
         lengths = inputs["sequence_length"].tolist()
         prompt_lengths = inputs["input_lengths"].ravel().tolist()
@@ -90,17 +84,25 @@ class TritonPythonModel:
             for row in range(rows)
             for sequence in range(sequences)
         ]
-        outputs: dict[str, NDArray[Any]]
-        outputs = {"text_output": np.array([piece.text.encode() for piece in pieces], np.object_).reshape(shape)}
-        if all(piece.finish_reason for piece in pieces):
-            reasons = [piece.finish_reason.encode() for piece in pieces]
-            outputs["finish_reason"] = np.array(reasons, np.object_).reshape(shape)
-            if _asked(inputs, "return_num_input_tokens"):
-                outputs["num_input_tokens"] = np.array(prompt_lengths, np.int32).reshape(rows, 1)
-            if _asked(inputs, "return_num_output_tokens"):
-                counts = [piece.num_output_tokens for piece in pieces]
-                outputs["num_output_tokens"] = np.array(counts, np.int32).reshape(shape)
-        return outputs
+        ended = all(piece.finish_reason for piece in pieces)
+        reasons = tuple(piece.finish_reason.encode() if ended else b"" for piece in pieces)
+        counts: dict[str, NDArray[Any]] = {}
+        if ended and _asked(inputs, "return_num_input_tokens"):
+            counts["num_input_tokens"] = np.array(prompt_lengths, np.int32).reshape(rows, 1)
+        if ended and _asked(inputs, "return_num_output_tokens"):
+            new = [piece.num_output_tokens for piece in pieces]
+            counts["num_output_tokens"] = np.array(new, np.int32).reshape(shape)
+        texts = np.array([piece.text.encode() for piece in pieces], np.object_).reshape(shape)
+        return [
+            pb_utils.Tensor("text_output", texts),
+            self.kept("finish_reason", (shape, reasons), lambda: np.array(reasons, np.object_).reshape(shape)),
+            *(
+                pb_utils.Tensor(name, counts[name])
+                if name in counts
+                else self.kept(name, (rows,), lambda: np.empty((rows, 0), np.int32))
+                for name in ("num_input_tokens", "num_output_tokens")
+            ),
+        ]
 
 
 def _asked(inputs: dict[str, NDArray[Any]], flag: str) -> bool:

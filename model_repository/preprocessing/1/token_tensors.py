@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 def pad_right(rows: Sequence[Sequence[int]], fill: Sequence[int]) -> NDArray[np.uint32]:
     """Rows of token ids as one tensor [B, L] UINT32, row i filled up with fill[i]."""
     width = max(len(row) for row in rows)
-    return np.array([[*row, *[fill[i]] * (width - len(row))] for i, row in enumerate(rows)], dtype=np.uint32)
+    return np.array([_filled(row, fill[i], width) for i, row in enumerate(rows)], dtype=np.uint32)
 
 
 def column(values: Sequence[float], dtype: DTypeLike) -> NDArray[np.generic]:
@@ -32,11 +33,12 @@ def word_lists(rows: Sequence[Sequence[Sequence[int]]]) -> NDArray[np.int32]:
     `rows`: for each row its sequences of token ids. [b, 0] holds the ids of all sequences end to end, padded with 0;
     [b, 1] the offset at which each sequence ends, padded with -1 (FasterTransformer, utils/word_list.cc).
     """
-    width = max(1, *(sum(len(ids) for ids in sequences) for sequences in rows))
-    lists = np.zeros((len(rows), 2, width), dtype=np.int32)
-    lists[:, 1] = -1
-    for row, sequences in zip(lists, rows, strict=True):
-        flat = [token for ids in sequences for token in ids]
-        row[0, : len(flat)] = flat
-        row[1, : len(sequences)] = np.cumsum([len(ids) for ids in sequences])
-    return lists
+    tokens = [list(itertools.chain(*sequences)) for sequences in rows]
+    ends = [list(itertools.accumulate(map(len, sequences))) for sequences in rows]
+    width = max(1, *map(len, tokens))
+    padded = [[_filled(ids, 0, width), _filled(offsets, -1, width)] for ids, offsets in zip(tokens, ends, strict=True)]
+    return np.array(padded, dtype=np.int32)
+
+
+def _filled(values: Sequence[int], fill: int, width: int) -> list[int]:
+    return [*values, *[fill] * (width - len(values))]
