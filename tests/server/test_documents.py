@@ -1,8 +1,8 @@
 """The documents tell the truth: their commands, run in a clean copy of the tree, print what it says they print.
 
-A document is followed as by a reader at one terminal, while `make serve` runs at another: its `sh` blocks, in order, in
-one shell. The block right after one is what it prints, with `…` for what varies; a comment before one says why it is not
-run. Only the ports differ here. Knows nothing of what the commands do.
+A document is followed as by a reader at one terminal, while `make serve` runs at another: its `sh` blocks, in order,
+in one shell. The block right after one is what it prints, with `…` for what varies; a comment before one says why it is
+not run. Only the ports differ here. Knows nothing of what the commands do.
 """
 
 from __future__ import annotations
