@@ -35,13 +35,13 @@ class GenerateRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     text_input: str = Field(min_length=1)
-    max_tokens: int = Field(16, ge=1)
-    min_tokens: int = Field(0, ge=0)
-    temperature: float = Field(1.0, ge=0)
-    top_k: int = Field(0, ge=0)
-    top_p: float = Field(0.0, ge=0, le=1)
-    repetition_penalty: float = Field(1.0, gt=0)
-    seed: int | None = Field(None, ge=0)
+    max_tokens: int = Field(default=16, ge=1)
+    min_tokens: int = Field(default=0, ge=0)
+    temperature: float = Field(default=1.0, ge=0)
+    top_k: int = Field(default=0, ge=0)
+    top_p: float = Field(default=0.0, ge=0, le=1)
+    repetition_penalty: float = Field(default=1.0, gt=0)
+    seed: int | None = Field(default=None, ge=0)
 
     def may_join(self, other: GenerateRequest) -> bool:
         """Whether both can be one call of `generate`, which has one set of parameters for all its rows."""
