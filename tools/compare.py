@@ -143,7 +143,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     requests_help = f"of a measurement, {FEWEST_REQUESTS} in all at least; default: %(default)s"
     add("--requests-per-client", type=int, default=4, metavar="N", help=requests_help)
     phase_help = "fewer requests, but one a client, where all would take longer; default: %(default)s"
-    add("--phase-seconds", type=float, default=20.0, metavar="S", help=phase_help)
+    add("--phase-seconds", type=float, default=15.0, metavar="S", help=phase_help)
     add("--output", type=Path, default=Path("build/comparison"), metavar="DIR", help="default: %(default)s")
     add("--draw", type=Path, nargs="+", metavar="JSON", help="measure nothing: join and draw what earlier runs wrote")
     add("--quick", action="store_true", help="few clients and tokens: only shows that it works")
@@ -152,8 +152,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.set_defaults(**QUICK)
         options = parser.parse_args(arguments)
     counts = (options.prompt_tokens, options.output_tokens, options.requests_per_client, *options.concurrency)
-    if min(*counts, options.phase_seconds) < 1:
-        parser.error("numbers must be 1 or more")
+    if options.prompt_tokens < 4 or min(*counts, options.phase_seconds) < 1:
+        parser.error("numbers must be 1 or more, --prompt-tokens 4: no two prompts are alike")
     return options
 
 
