@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import Any
 
 from comparison.cost import measure_cost
 from comparison.load import Exchange, drive
-from comparison.plots import draw_first_token, draw_throughput
 from comparison.prompts import make_prompts
 from comparison.report import Result, merge, ratios, summary
 from comparison.results import Row, count_equal, make_row, request_count
@@ -122,9 +122,14 @@ def measure(options: argparse.Namespace) -> Result:
 
 
 def write(result: Result, folder: Path) -> None:
+    """results.json, table.md and, where matplotlib is, the plots."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(result, indent=1) + "\n")
     (folder / "table.md").write_text(summary(result))
+    if importlib.util.find_spec("matplotlib") is None:  # as on a machine lent for a run: --draw draws it elsewhere
+        return
+    from comparison.plots import draw_first_token, draw_throughput
+
     draw_throughput(result, folder / "throughput.png")
     draw_first_token(result, folder / "first_token.png")
 
