@@ -9,17 +9,18 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
-from matplotlib.ticker import LogFormatterSciNotation, NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from comparison.report import Result, heading
 
 # By the order in which systems appear: colour, and where the labels of its points stand.
 STYLES = (
-    ("tab:red", (6, -11)),
-    ("tab:orange", (7, -4)),
-    ("tab:blue", (6, -11)),
-    ("tab:green", (-4, 7)),
+    ("tab:red", (0, 7)),
+    ("tab:orange", (12, -3)),
+    ("tab:blue", (0, 7)),
+    ("tab:green", (0, -15)),
 )
+LABEL = {"fontsize": 8, "ha": "center", "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5}}
 
 
 def series(rows: Sequence[Result]) -> dict[str, list[Result]]:
@@ -37,7 +38,7 @@ def draw_throughput(result: Result, target: Path) -> None:
         speed = [row["tokens_per_second"] for row in rows]
         axes.plot(latency, speed, "o-", color=colour, label=system)
         for row, x, y in zip(rows, latency, speed, strict=True):
-            axes.annotate(str(row["clients"]), (x, y), offset, textcoords="offset points", fontsize=8, color=colour)
+            axes.annotate(str(row["clients"]), (x, y), offset, textcoords="offset points", color=colour, **LABEL)
     axes.set(xscale="log", yscale="log", xlabel="latency of a request, p50 (s)", ylabel="throughput (new tokens/s)")
     plain_numbers(axes)
     finish(figure, axes, f"{heading(result)}; points are labelled with the number of clients", target)
@@ -59,13 +60,14 @@ def draw_first_token(result: Result, target: Path) -> None:
 def plain_numbers(axes: pyplot.Axes) -> None:
     """0.5 and 20 instead of powers of ten."""
     for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(1.5, 0.6)))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def finish(figure: pyplot.Figure, axes: pyplot.Axes, title: str, target: Path) -> None:
     axes.set_title(title.replace("; ", "\n"), fontsize=9)
-    axes.grid(alpha=0.3, which="both")
+    axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(target, dpi=120)
     pyplot.close(figure)
