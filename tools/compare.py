@@ -13,6 +13,7 @@ import dataclasses
 import importlib.util
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +42,18 @@ class TextsDifferError(Exception):
 
 
 class Comparison:
-    """All measurements, as they are made: `rows`, what was `left_out` and why, and all answers."""
+    """All measurements, as they are made."""
 
     def __init__(self, analyzer: PerfAnalyzer, tokenizer: Tokenizer, options: argparse.Namespace) -> None:
         self._analyzer, self._tokenizer, self._options = analyzer, tokenizer, options
         self._texts: dict[int, dict[str, dict[str, str]]] = {}  # clients, system, prompt
         self._rates: dict[str, float] = {}  # the most requests a second of each system so far
-        self.rows: list[Row] = []
-        self.left_out: list[str] = []
+        self._rows: list[Row] = []
+        self._left_out: list[str] = []
 
-    def run(self, setting: Setting) -> None:
-        """Everything, with a progress bar on stderr. Raises PerfError and ServerFailedError."""
+    def run(self, setting: Setting) -> Iterator[Result]:
+        """The result so far after each measurement, with a progress bar on stderr. Raises PerfError and
+        ServerFailedError."""
         with tqdm(total=len(self._options.concurrency) * len(SYSTEMS), unit="measurement") as bar:
             for clients in self._options.concurrency:
                 for system in in_turn(setting):
@@ -60,6 +62,7 @@ class Comparison:
                             bar.set_description(f"{name}, {clients} clients")
                             self._measure(running.pid, name, url, clients)
                             bar.update()
+                            yield self._result()
 
     def _measure(self, pid: int, name: str, url: str, clients: int) -> None:
         options = self._options
@@ -69,7 +72,7 @@ class Comparison:
             self._rates[name] = 1 / (alone.last - alone.sent)
         rate = self._rates[name]
         if clients / rate > TOO_LONG * options.phase_seconds:
-            self.left_out.append(f"{name} at {clients} clients: {clients} requests would take {clients / rate:.0f} s")
+            self._left_out.append(f"{name} at {clients} clients: {clients} requests would take {clients / rate:.0f} s")
             return
         fewest = 0 if options.quick else FEWEST_REQUESTS
         count = request_count(clients, options.requests_per_client, fewest, rate, options.phase_seconds)
@@ -77,7 +80,7 @@ class Comparison:
         prompts = f"{clients}, streamed" if name == STREAMED else f"{clients}"
         exchanges, cost = measure_cost(pid, lambda: self._drive(url, prompts, count, clients, options.output_tokens))
         row = make_row(name, clients, exchanges, options.output_tokens, cost)
-        self.rows.append(row)
+        self._rows.append(row)
         self._rates[name] = max(rate, row.requests_per_second)
         self._texts.setdefault(clients, {})[name] = {exchange.prompt: exchange.text for exchange in exchanges}
 
@@ -88,45 +91,57 @@ class Comparison:
         bodies = [{"text_input": text, **length} for text in texts]
         return drive(self._analyzer, url, bodies, clients, 2 * TOO_LONG * self._options.phase_seconds)
 
-    @property
-    def texts(self) -> list[dict[str, Any]]:
+    def _equal_texts(self) -> list[dict[str, Any]]:
         """How many of the prompts that were answered by `before` too got the same text."""
         found = []
         for clients, systems in self._texts.items():
-            for system in systems.keys() & {BATCHED, AFTER} if BEFORE in systems else ():
-                equal, of = count_equal(systems[BEFORE], systems[system])
-                found.append({"clients": clients, "system": system, "equal": equal, "of": of})
+            for system in (BATCHED, AFTER):
+                equal, of = count_equal(systems.get(BEFORE, {}), systems.get(system, {}))
+                if of:
+                    found.append({"clients": clients, "system": system, "equal": equal, "of": of})
         return found
+
+    def _result(self) -> Result:
+        """What results.json holds."""
+        options = self._options
+        gpu = None if options.device == "cpu" else gpu_name()
+        return {
+            "benchmark": "comparison",
+            "model": options.model.name,
+            "machine": gpu or processor(),
+            "exact": gpu is None and options.data_type in (None, "fp32"),
+            "prompt_tokens": options.prompt_tokens,
+            "output_tokens": options.output_tokens,
+            "rows": [dataclasses.asdict(row) for row in self._rows],
+            "texts": self._equal_texts(),
+            "left_out": self._left_out,
+        }
 
 
 def measure(options: argparse.Namespace) -> Result:
-    """What results.json holds."""
+    """The whole result; what there is of it is in results.json after each measurement."""
+    if not (options.model / "tokenizer.json").is_file():
+        raise FileNotFoundError(f"{options.model} has no tokenizer.json")
     tokenizer = Tokenizer.from_file(str(options.model / "tokenizer.json"))
     names = ("model", "device", "data_type", "engine_python", "baseline_python")
     setting = Setting(**{name: getattr(options, name) for name in names})
+    result: Result = {}
     with perf_analyzer() as analyzer:
-        comparison = Comparison(analyzer, tokenizer, options)
-        comparison.run(setting)
-    gpu = None if options.device == "cpu" else gpu_name()
-    return {
-        "benchmark": "comparison",
-        "model": options.model.name,
-        "machine": gpu or processor(),
-        "exact": gpu is None and options.data_type in (None, "fp32"),
-        "prompt_tokens": options.prompt_tokens,
-        "output_tokens": options.output_tokens,
-        "rows": [dataclasses.asdict(row) for row in comparison.rows],
-        "texts": comparison.texts,
-        "left_out": comparison.left_out,
-    }
+        for result in Comparison(analyzer, tokenizer, options).run(setting):
+            write_json(result, options.output)
+    return result
+
+
+def write_json(result: Result, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 def write(result: Result, folder: Path) -> None:
     """results.json, table.md and, where matplotlib is, the plots."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_json(result, folder)
     (folder / "table.md").write_text(summary(result))
-    if importlib.util.find_spec("matplotlib") is None:  # as on a machine lent for a run: --draw draws it elsewhere
+    if importlib.util.find_spec("matplotlib") is None:  # --draw draws it on another machine
         return
     from comparison.plots import draw_first_token, draw_throughput
 
@@ -150,7 +165,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     phase_help = "fewer requests, but one a client, where all would take longer; default: %(default)s"
     add("--phase-seconds", type=float, default=15.0, metavar="S", help=phase_help)
     add("--output", type=Path, default=Path("build/comparison"), metavar="DIR", help="default: %(default)s")
-    add("--draw", type=Path, nargs="+", metavar="JSON", help="measure nothing: join and draw what earlier runs wrote")
+    add(
+        "--draw",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="JSON",
+        help="measure nothing: join and draw what earlier runs wrote",
+    )
     add("--quick", action="store_true", help="few clients and tokens: only shows that it works")
     options = parser.parse_args(arguments)
     if options.quick:
@@ -165,12 +187,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     options = parse_arguments()
     try:
-        if options.draw:
-            result = merge([json.loads(path.read_text()) for path in options.draw])
-        elif (options.model / "tokenizer.json").is_file():
-            result = measure(options)
-        else:
-            raise FileNotFoundError(f"{options.model} has no tokenizer.json")
+        earlier = [json.loads(path.read_text()) for path in options.draw]
+        result = merge(earlier) if earlier else measure(options)
         write(result, options.output)
         print((options.output / "table.md").read_text())
         if result["exact"] and any(each["equal"] < each["of"] for each in result["texts"]):
@@ -178,6 +196,8 @@ def main() -> int:
     except (PerfError, ServerFailedError, TextsDifferError, OSError) as error:
         print(f"compare.py: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130  # as shells have it
     times_before = {str(clients): ratio for clients, ratio in ratios(result["rows"], BEFORE, AFTER).items()}
     print(json.dumps({"benchmark": "comparison", "output": str(options.output), "times_before": times_before}))
     return 0
