@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compare import EMBEDDED_MODEL, parse_arguments
+from compare import parse_arguments
 from comparison.cost import Cost, read_samples
 from comparison.load import Exchange, read_report, read_text
 from comparison.prompts import make_prompts
@@ -44,8 +44,8 @@ def result(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("tokens", [4, 32])
-def test_prompts_are_as_long_as_asked_and_all_different(tokens: int) -> None:
-    tokenizer = Tokenizer.from_file(str(EMBEDDED_MODEL / "tokenizer.json"))
+def test_prompts_are_as_long_as_asked_and_all_different(toy_checkpoint: Path, tokens: int) -> None:
+    tokenizer = Tokenizer.from_file(str(toy_checkpoint / "tokenizer.json"))  # it cuts most words in pieces
     prompts = make_prompts(tokenizer, tokens, 64, "a seed")
     assert [len(tokenizer.encode(prompt).ids) for prompt in prompts] == [tokens] * 64
     assert len(set(prompts)) == 64
@@ -104,7 +104,7 @@ def test_slow_systems_get_fewer_requests_but_one_a_client(clients: int, rate: fl
 
 
 def test_what_nvidia_smi_cut_or_does_not_know_is_left_out() -> None:
-    assert read_samples("83, 20481\n[N/A], 20481\n91, 20483\n9") == [(83.0, 20481.0), (91.0, 20483.0)]
+    assert read_samples("83, 20481\n[N/A], 20481\n91, 20483\n95, 204") == [(83.0, 20481.0), (91.0, 20483.0)]
     assert read_samples("") == []
 
 

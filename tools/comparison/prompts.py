@@ -16,13 +16,12 @@ SENTENCES = (
 
 
 def make_prompts(tokenizer: Tokenizer, tokens: int, count: int, seed: str) -> list[str]:
-    """`count` different texts that are each `tokens` tokens long; the same ones for the same seed, and a
-    smaller number of them are the first of these."""
+    """`count` different texts that are each `tokens` tokens long; the same ones for the same seed, and of fewer the
+    first."""
     chance, words = random.Random(seed), " ".join(SENTENCES).split()
     prompts: dict[str, None] = {}  # in the order in which they were made
     while len(prompts) < count:
         drawn = " ".join(chance.choices(words, k=2 * tokens))  # a word is a token at least
-        text = tokenizer.decode(tokenizer.encode(drawn).ids[:tokens])
-        if len(tokenizer.encode(text).ids) == tokens:  # what is cut within a word may become other tokens
-            prompts[text] = None
+        # The text of the first tokens of a BPE is split into just these again.
+        prompts[tokenizer.decode(tokenizer.encode(drawn).ids[:tokens])] = None
     return list(prompts)
