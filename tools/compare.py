@@ -161,7 +161,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--output-tokens", type=int, default=64, metavar="N", help="default: %(default)s")
     add("--concurrency", type=int, nargs="+", default=[1, 4, 16, 64], metavar="N", help="default: 1 4 16 64")
     requests_help = f"of a measurement, {FEWEST_REQUESTS} in all at least; default: %(default)s"
-    add("--requests-per-client", type=int, default=4, metavar="N", help=requests_help)
+    add("--requests-per-client", type=int, default=8, metavar="N", help=requests_help)
     phase_help = "fewer requests, but one a client, where all would take longer; default: %(default)s"
     add("--phase-seconds", type=float, default=15.0, metavar="S", help=phase_help)
     add("--output", type=Path, default=Path("build/comparison"), metavar="DIR", help="default: %(default)s")
