@@ -37,8 +37,8 @@ WARM_UP_TOKENS = 4
 TOO_LONG = 6  # times --phase-seconds: what would take longer at one request a client is left out
 
 
-class TextsDifferError(Exception):
-    """Before and after gave different texts where they must not."""
+class ComparisonError(Exception):
+    """The comparison cannot be made, or before and after gave different texts where they must not."""
 
 
 class Comparison:
@@ -120,8 +120,12 @@ class Comparison:
 
 def measure(options: argparse.Namespace) -> Result:
     """The whole result; what there is of it is in results.json after each measurement."""
-    if not (options.model / "tokenizer.json").is_file():
-        raise FileNotFoundError(f"{options.model} has no tokenizer.json")
+    for name in ("config.json", "tokenizer.json"):
+        if not (options.model / name).is_file():
+            raise ComparisonError(f"{options.model} has no {name}")
+    context = json.loads((options.model / "config.json").read_text())["n_positions"]
+    if options.prompt_tokens + options.output_tokens > context:
+        raise ComparisonError(f"--prompt-tokens + --output-tokens must be at most {context}, the model's context")
     tokenizer = Tokenizer.from_file(str(options.model / "tokenizer.json"))
     names = ("model", "device", "data_type", "engine_python", "baseline_python")
     setting = Setting(**{name: getattr(options, name) for name in names})
@@ -192,8 +196,8 @@ def main() -> int:
         write(result, options.output)
         print((options.output / "table.md").read_text())
         if result["exact"] and any(each["equal"] < each["of"] for each in result["texts"]):
-            raise TextsDifferError("before and after gave different texts in fp32 on a CPU")
-    except (PerfError, ServerFailedError, TextsDifferError, OSError) as error:
+            raise ComparisonError("before and after gave different texts in fp32 on a CPU")
+    except (PerfError, ServerFailedError, ComparisonError, OSError) as error:
         print(f"compare.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

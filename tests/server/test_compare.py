@@ -78,4 +78,7 @@ def test_earlier_results_are_drawn_again_without_a_server(compared: tuple[str, P
 
 def test_a_comparison_that_cannot_be_made_says_why_in_one_line(tmp_path: Path) -> None:
     done = run("--model", str(tmp_path))
-    assert (done.returncode, done.stderr) == (1, f"compare.py: {tmp_path} has no tokenizer.json\n")
+    assert (done.returncode, done.stderr) == (1, f"compare.py: {tmp_path} has no config.json\n")
+    done = run("--prompt-tokens", "1000")
+    too_long = "--prompt-tokens + --output-tokens must be at most 1024, the model's context"
+    assert (done.returncode, done.stderr) == (1, f"compare.py: {too_long}\n")

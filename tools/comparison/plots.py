@@ -41,6 +41,7 @@ def draw_throughput(result: Result, target: Path) -> None:
             axes.annotate(str(row["clients"]), (x, y), offset, textcoords="offset points", color=colour, **LABEL)
     axes.set(xscale="log", yscale="log", xlabel="latency of a request, p50 (s)", ylabel="throughput (new tokens/s)")
     plain_numbers(axes)
+    axes.margins(0.07, 0.1)  # room for labels
     finish(figure, axes, f"{heading(result)}; points are labelled with the number of clients", target)
 
 
