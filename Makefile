@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: serve test test-gpu lint perf bench clean
+.PHONY: serve test test-gpu lint perf bench compare clean
 
 # Serves the embedded model, or what ARGS says: make serve ARGS="--model EleutherAI/gpt-j-6b --device cuda"
 serve: $(INSTALLED)
@@ -42,10 +42,14 @@ bench: $(INSTALLED)
 	$(BIN)/python tools/benchmark_streaming.py
 	$(BIN)/python tools/benchmark_engine.py
 
+# A FastAPI service around transformers and this project's server under the same load, into build/comparison.
+compare: $(INSTALLED)
+	$(BIN)/python tools/compare.py $(ARGS)
+
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13) and "Python 3.10, 3.11 or 3.12 is needed: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,compare]'
 	touch $@
 
 clean:

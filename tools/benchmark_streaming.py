@@ -18,8 +18,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import os
-import platform
 import socket
 import sys
 import time
@@ -33,6 +31,7 @@ import numpy as np
 import psutil
 from fake_server import server_of_fakes
 from local_server import ServerFailedError, local_server
+from machine import OtherPrograms, processor
 
 INPUTS = Path(__file__).with_name("perf_inputs.json")
 MODEL = "ensemble_stream"
@@ -105,29 +104,6 @@ class Memory:
     before: float
     worst: float
     after: float
-
-
-def foreign_seconds() -> float:
-    """Processor time that the machine has spent on anything but this program and what it started."""
-    machine = psutil.cpu_times()
-    total = machine.user + machine.nice + machine.system + machine.irq + machine.softirq
-    me = psutil.Process()
-    for process in (me, *me.children(recursive=True)):
-        with contextlib.suppress(psutil.Error):
-            times = process.cpu_times()
-            total -= times.user + times.system
-    return float(total)
-
-
-@dataclass
-class OtherPrograms:
-    """How many cores were used since this was made, this program's own servers left out."""
-
-    started: float = field(default_factory=time.perf_counter)
-    used: float = field(default_factory=foreign_seconds)
-
-    def cores(self) -> float:
-        return max(0.0, (foreign_seconds() - self.used) / (time.perf_counter() - self.started))
 
 
 def fields_of(index: int, max_tokens: int, more: dict[str, Any]) -> dict[str, Any]:
@@ -230,13 +206,6 @@ def measure_memory(url: str, readers: int, max_tokens: int, seconds: float) -> M
     worst = asyncio.run(leave_unread(url, readers, max_tokens, seconds))
     time.sleep(1)
     return Memory(readers, before, worst, resident_mib())
-
-
-def processor() -> str:
-    """The name that the system gives its processor, and how many of it this program may use."""
-    named = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    name = named[0].partition(":")[2].strip() if named else platform.machine()
-    return f"{len(os.sched_getaffinity(0))} x {name}"
 
 
 def run(options: argparse.Namespace) -> Iterator[tuple[str, Result | Memory]]:

@@ -1,6 +1,7 @@
-"""A server of one's own for a benchmark: `tools/serve.py` on free ports of 127.0.0.1, stopped at the end.
+"""A server of one's own for a benchmark: `tools/serve.py`, or another that prints `READY`, on free ports of 127.0.0.1,
+stopped at the end.
 
-Knows the command line of serve.py and its line `READY`; nothing of models or requests.
+Knows the command line of serve.py and the line `READY`; nothing of models or requests.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,16 +33,34 @@ class Addresses:
     grpc: str
 
 
+@dataclass(frozen=True)
+class LocalServer(Addresses):
+    """The same, and the process that answers for all of that server's processes."""
+
+    pid: int
+
+
 @contextlib.contextmanager
-def local_server(arguments: Sequence[str] = (), ready_within: float = 120.0) -> Iterator[Addresses]:
+def local_server(arguments: Sequence[str] = (), ready_within: float = 120.0) -> Iterator[LocalServer]:
     """Runs serve.py with `arguments` until the block ends; the server has ended then too.
 
     `ready_within` is in seconds. Raises ServerFailedError."""
     http, grpc, metrics = free_ports(3)
     ports = [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
+    with running([sys.executable, str(SERVE), *ports, *arguments], ready_within) as pid:
+        yield LocalServer(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", pid)
+
+
+@contextlib.contextmanager
+def running(command: Sequence[str], ready_within: float, environment: Mapping[str, str] | None = None) -> Iterator[int]:
+    """Runs a Python and the server script behind it, `command`, until the block ends; its process id.
+
+    The server says `READY` on stdout when it is, and ends on SIGINT. `ready_within` is in seconds; `environment` is
+    this process's unless given. Raises ServerFailedError."""
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
-            [sys.executable, str(SERVE), *ports, *arguments],
+            command,
+            env=environment,
             stdout=subprocess.PIPE,
             stderr=log,
             start_new_session=True,  # Ctrl-C reaches us alone; the server is told once, below
@@ -51,8 +70,8 @@ def local_server(arguments: Sequence[str] = (), ready_within: float = 120.0) -> 
                 fate = f"was not ready within {ready_within:g} s" if process.poll() is None else "ended"
                 log.seek(0)
                 words = [line.strip() for line in log if line.strip()] or ["none"]
-                raise ServerFailedError(f"{SERVE.name} {fate}; its last words: {words[-1]}")
-            yield Addresses(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}")
+                raise ServerFailedError(f"{Path(command[1]).name} {fate}; its last words: {words[-1]}")
+            yield process.pid
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
