@@ -7,6 +7,7 @@ length. Times are of the host's clock around work that has ended. The last line 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import sys
@@ -43,7 +44,7 @@ GPTJ_6B = ModelConfig(
 )
 STEPS = [(batch, context) for context in (128, 512) for batch in (1, 8, 32, 64, 128)] + [(256, 128)]
 FIRST_TOKENS = [(1, 128), (1, 512), (1, 2048), (8, 128), (8, 512), (64, 512)]
-RUNS = [(64, 128, 128), (1024, 128, 128), (160, 128, 2048), (264, 2048, 128), (36, 2048, 2048)]  # requests, in, out
+RUNS = [(64, 128, 128), (1024, 128, 128), (264, 2048, 128), (36, 2048, 2048), (160, 128, 2048)]  # requests, in, out
 
 
 @dataclass(frozen=True)
@@ -182,8 +183,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def run(options: argparse.Namespace, checkpoint: Path) -> dict[str, Any]:
-    """Print the table as it grows; returns the result."""
+def run(options: argparse.Namespace, checkpoint: Path) -> Iterator[dict[str, Any]]:
+    """Print the table as it grows; gives the result so far at every row."""
     bandwidth = copy_bandwidth()
     torch.cuda.empty_cache()  # the engine takes what is left
     if options.model is None:
@@ -193,19 +194,19 @@ def run(options: argparse.Namespace, checkpoint: Path) -> dict[str, Any]:
     ready = time.perf_counter() - started
     device = torch.cuda.get_device_name()
     print(f"{device}, copy bandwidth {bandwidth / 1e12:.2f} TB/s, {options.data_type}; {engine.summary()}")
-    rows = [Row("engine ready, with the files in the system's cache", ready, "s")]
-    print(rows[0], flush=True)
-    for row in measure(Benchmark(engine, options.data_type, bandwidth), options.quick):
-        rows.append(row)
-        print(row, flush=True)
-    engine.check_integrity()
-    return {
+    result: dict[str, Any] = {
         "device": device,
         "torch": torch.__version__,
         "copy_bandwidth": bandwidth,
         "data_type": options.data_type,
-        "rows": [asdict(row) for row in rows],
+        "rows": [],
     }
+    rows = measure(Benchmark(engine, options.data_type, bandwidth), options.quick)
+    for row in itertools.chain([Row("engine ready, with the files in the system's cache", ready, "s")], rows):
+        print(row, flush=True)
+        result["rows"].append(asdict(row))
+        yield result
+    engine.check_integrity()
 
 
 def main(arguments: list[str]) -> int:
@@ -215,13 +216,13 @@ def main(arguments: list[str]) -> int:
         return 1
     try:
         with tempfile.TemporaryDirectory(prefix="gptj-benchmark-") as folder:
-            result = json.dumps(run(options, options.model or Path(folder)))
+            for result in run(options, options.model or Path(folder)):
+                if options.json:  # at every row, so that a run that is cut short has not been in vain
+                    options.json.write_text(json.dumps(result) + "\n")
     except EngineError as error:
         print(f"benchmark_gpu.py: {error}", file=sys.stderr)
         return 1
-    if options.json:
-        options.json.write_text(result + "\n")
-    print(result)
+    print(json.dumps(result))
     return 0
 
 

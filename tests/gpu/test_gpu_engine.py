@@ -15,6 +15,7 @@ from gptj_engine.attention import PAGE_SIZE
 from gptj_engine.batch import plan_step
 from gptj_engine.config import EngineConfig, ModelConfig
 from gptj_engine.engine import Engine
+from gptj_engine.gpu import decode_attention, matrix, prefill_attention, residual, sampling
 from gptj_engine.gpu import model as gpu_model
 from gptj_engine.kv_pages import PagePool
 from gptj_engine.runner import Runner
@@ -23,6 +24,7 @@ from gptj_engine.scheduler import Scheduled
 from gptj_engine.sequence import Sequence
 from gptj_engine.transformer import ModelWeights
 from gptj_engine.weights import load_weights
+from triton.runtime import JITFunction
 
 STORYTELLER = Path(__file__).resolve().parents[2] / "model_repository" / "fastertransformer" / "1" / "storyteller"
 END = 4095
@@ -77,6 +79,28 @@ def test_tokens_are_those_of_plain_torch_and_of_a_request_alone(
     equal = sum(one == other for one, other in zip(found, expected, strict=True))
     # In fp16 a near-tie may go the other way; in fp32 none of these does.
     assert equal >= (24 if config.data_type == "fp32" else 20)
+
+
+def test_no_kernel_is_compiled_once_the_engine_is_there() -> None:
+    engine = Engine(EngineConfig(str(STORYTELLER), data_type="fp16", device="cuda", kv_cache_gib=2.0))
+    before = compiled_kernels()
+    assert before
+    chance = random.Random(3)
+    for count in (1, 2, 3, 5, 17, 18, 40):  # prompts a step, in buckets and beyond
+        prompts = [chance.choices(range(END), k=chance.randint(20, 90)) for _ in range(count)]
+        run(engine, [(prompt, SamplingParams(request_output_len=3, end_id=END)) for prompt in prompts])
+    run(engine, requests())
+    assert compiled_kernels() == before
+
+
+def compiled_kernels() -> dict[str, int]:
+    """How many variants of each kernel there are."""
+    modules = (decode_attention, matrix, prefill_attention, residual, sampling)
+    kernels = [each for module in modules for each in vars(module).values() if isinstance(each, JITFunction)]
+    variants = {
+        kernel.fn.__name__: sum(len(caches[0]) for caches in kernel.device_caches.values()) for kernel in kernels
+    }
+    return {name: count for name, count in variants.items() if count}
 
 
 def test_greedy_tokens_are_those_of_transformers_but_for_near_ties() -> None:

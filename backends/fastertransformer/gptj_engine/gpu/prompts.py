@@ -7,6 +7,7 @@ such a chunk. Knows no kernel but how it cuts chunks into blocks.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -31,8 +32,16 @@ class PromptShape:
     pages: int
 
     @property
+    def ends(self) -> list[int]:
+        """Where each part of `Prompts` ends. They begin at multiples of 16 bytes, because for pointers to any other
+        place Triton compiles kernels of their own.
+        """
+        sizes = [self.tokens] * 4 + [self.chunks, self.chunks + 1, self.samples, 2 * self.blocks]
+        return [*itertools.accumulate(-(-size // 4) * 4 for size in [*sizes, self.chunks * self.pages])]
+
+    @property
     def size(self) -> int:
-        return 4 * self.tokens + self.chunks * (2 + self.pages) + 1 + self.samples + 2 * self.blocks
+        return self.ends[-1]
 
 
 @dataclass(frozen=True)
@@ -51,19 +60,21 @@ class Prompts(Generic[Numbers]):
 
     @staticmethod
     def split(numbers: Numbers, shape: PromptShape) -> Prompts[Numbers]:
-        tokens = shape.tokens
-        rest = numbers[4 * tokens :]
-        ends = [*itertools.accumulate([shape.chunks, shape.chunks + 1, shape.samples, 2 * shape.blocks])]
+        starts = [0, *shape.ends[:-1]]
+
+        def part(index: int, *sizes: int) -> Numbers:
+            return numbers[starts[index] : starts[index] + math.prod(sizes)].reshape(sizes)
+
         return Prompts(
-            tokens=numbers[:tokens],
-            positions=numbers[tokens : 2 * tokens],
-            pages=numbers[2 * tokens : 3 * tokens],
-            slots=numbers[3 * tokens : 4 * tokens],
-            starts=rest[: ends[0]],
-            first_rows=rest[ends[0] : ends[1]],
-            last_rows=rest[ends[1] : ends[2]],
-            blocks=rest[ends[2] : ends[3]].reshape(-1, 2),
-            tables=rest[ends[3] :].reshape(shape.chunks, -1),
+            tokens=part(0, shape.tokens),
+            positions=part(1, shape.tokens),
+            pages=part(2, shape.tokens),
+            slots=part(3, shape.tokens),
+            starts=part(4, shape.chunks),
+            first_rows=part(5, shape.chunks + 1),
+            last_rows=part(6, shape.samples),
+            blocks=part(7, shape.blocks, 2),
+            tables=part(8, shape.chunks, shape.pages),
         )
 
 

@@ -40,7 +40,7 @@ def embed_reference(tokens: Tensor, sampled: Tensor, embedding: Tensor) -> Tenso
     return embedding[known.long()].float()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _add_norm_kernel(
     residual,
     update,

@@ -14,7 +14,7 @@ from torch import Tensor
 from gptj_engine.config import EngineConfig, ModelConfig
 from gptj_engine.gpu.model import GpuModel
 from gptj_engine.gpu.sampling import sample as sample_on_device
-from gptj_engine.gpu.sampling_state import SamplingState, can_sample_on_device
+from gptj_engine.gpu.sampling_state import SamplingState, Work, can_sample_on_device
 from gptj_engine.model_rank import choose_device
 from gptj_engine.runner import Model, Runner
 from gptj_engine.sampler import Sampled, sample
@@ -25,6 +25,13 @@ class GpuRunner(Runner):
     """A runner that keeps one step under way."""
 
     depth = 1
+
+    def __init__(self, config: EngineConfig, model: ModelConfig) -> None:
+        """Load the model and allocate the KV cache; ConfigError when that cannot be done."""
+        super().__init__(config, model)
+        logits = torch.zeros(1, model.vocab_size, device=self.device)
+        for work in Work.kinds():  # compiled here, or the first request of each kind would wait for it
+            sample_on_device(logits, self._state, work)
 
     def runs_ahead_of(self, sequences: Iterable[Sequence]) -> bool:
         return all(can_sample_on_device(sequence.params) for sequence in sequences)

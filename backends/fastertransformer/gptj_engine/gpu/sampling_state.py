@@ -70,6 +70,12 @@ class Work:
     searches: bool = False
 
     @staticmethod
+    def kinds() -> list[Work]:
+        """All that a batch can ask for."""
+        choosing = ((False, False), (True, False), (True, True))
+        return [Work(counts, draws, searches) for counts in (False, True) for draws, searches in choosing]
+
+    @staticmethod
     def of(params: SequenceOf[SamplingParams]) -> Work:
         drawn = [one for one in params if not one.greedy]
         return Work(
