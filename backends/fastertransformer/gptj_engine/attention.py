@@ -3,17 +3,20 @@
 A token's result does not depend on what else is in the step, bit for bit on a CPU in float32. Three choices give that,
 each held by tests: every matrix product has two rows or more and its right operand row-major, for which the CPU's GEMM
 adds the products of a row in the same order whatever the other sizes are; masked positions add exact zeros; and the sum
-over the context is cut at fixed positions, because a long one would otherwise be cut where its length says.
+over the context is cut at fixed positions, because a long one would otherwise be cut where its length says. Sequences
+that decode there read the pages in place, as sums of weighted rows that are added in the order of those products.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from gptj_engine.batch import AttentionGroup, Batch
 from gptj_engine.config import ModelConfig
@@ -61,6 +64,8 @@ class KVCache:
         return results[0] if len(results) == 1 else torch.cat(results)
 
     def _attend_group(self, layer: int, group: AttentionGroup, query: Tensor) -> Tensor:
+        if group.key_rows is not None and group.value_rows is not None and query.dtype == torch.float32:
+            return self._attend_in_place(layer, group, query, group.key_rows, group.value_rows)
         _, heads, head_size = query.shape
         sequences, num_pages = group.num_sequences, group.num_pages
         tokens = query.shape[0] // sequences
@@ -78,6 +83,28 @@ class KVCache:
         weights = torch.softmax(scores + group.mask, dim=-1).to(values.dtype)  # [S, heads, M, C]
         result = _weighted_sum(weights, values)  # [S, heads, M, head_size]
         return result[:, :, :tokens].transpose(1, 2).reshape(-1, heads, head_size)
+
+    def _attend_in_place(
+        self, layer: int, group: AttentionGroup, query: Tensor, key_rows: Tensor, value_rows: Tensor
+    ) -> Tensor:
+        """One token each, on a CPU: the same sums, bit for bit, without a copy of the pages, which takes longer."""
+        sequences, heads, head_size = query.shape
+        context = group.num_pages * PAGE_SIZE
+        of_rows = query[:, :, None].expand(-1, -1, group.num_pages, -1)
+        scores = _weighted_rows(self.keys[layer].view(-1, PAGE_SIZE), key_rows, of_rows, head_size, head_size)
+        scores = scores.view(sequences, heads, 1, context) * head_size**-0.5
+        weights = torch.softmax(scores + group.mask, dim=-1)
+        values = self.values[layer].view(-1, head_size)
+        parts = _weighted_rows(values, value_rows, weights, context, CONTEXT_CUT).view(sequences, heads, -1, head_size)
+        return functools.reduce(torch.add, parts.unbind(2))
+
+
+def _weighted_rows(table: Tensor, rows: Tensor, weights: Tensor, span: int, cut: int) -> Tensor:
+    """Sums of `rows` of `table` [R, N], each times its weight, one after another: of every `span` of them, `cut` at a
+    time; returns [sums, N].
+    """
+    starts = torch.arange(0, len(rows), span, dtype=rows.dtype)[:, None] + torch.arange(0, span, cut, dtype=rows.dtype)
+    return functional.embedding_bag(rows, table, starts.flatten(), mode="sum", per_sample_weights=weights.reshape(-1))
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

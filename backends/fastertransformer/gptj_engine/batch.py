@@ -53,6 +53,10 @@ class AttentionGroup:
     `rows` are its sequences' among the T packed tokens. `head_pages` is int64 [sequences * heads * P]: for each
     sequence and head the rows of the cache, seen as [pages * heads, …], that hold its context in order. `mask` is
     float32 [sequences, 1, tokens each, C], 0 where a token sees a position and -inf where it does not.
+
+    Where sequences decode on a CPU, the same as rows of single vectors, int32: `key_rows` [sequences * heads * P *
+    head_size] of K seen as [pages * heads * head_size, page_size], `value_rows` [sequences * heads * C] of V seen as
+    [pages * heads * page_size, head_size].
     """
 
     rows: slice
@@ -60,6 +64,8 @@ class AttentionGroup:
     num_pages: int
     head_pages: Tensor
     mask: Tensor
+    key_rows: Tensor | None
+    value_rows: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ def plan_step(
     return plan, [scheduled.sequence for scheduled in ordered if scheduled.samples]
 
 
-def build_batch(plan: StepPlan, num_heads: int, page_size: int, device: torch.device) -> Batch:
+def build_batch(plan: StepPlan, num_heads: int, head_size: int, page_size: int, device: torch.device) -> Batch:
     """The plan as tensors, for a cache of `num_heads` heads."""
     packed = torch.tensor([plan.token_ids, plan.positions, plan.pages, plan.slots], device=device)
     return Batch(
@@ -115,23 +121,34 @@ def build_batch(plan: StepPlan, num_heads: int, page_size: int, device: torch.de
         positions=packed[1],
         pages=packed[2],
         slots=packed[3],
-        groups=[_build_group(group, num_heads, page_size, device) for group in plan.groups],
+        groups=[_build_group(group, num_heads, head_size, page_size, device) for group in plan.groups],
         last_rows=torch.tensor(plan.last_rows, dtype=torch.int64, device=device),
     )
 
 
-def _build_group(plan: GroupPlan, num_heads: int, page_size: int, device: torch.device) -> AttentionGroup:
+def _build_group(
+    plan: GroupPlan, num_heads: int, head_size: int, page_size: int, device: torch.device
+) -> AttentionGroup:
     tables = torch.tensor(plan.tables)
     num_sequences, num_pages = tables.shape
-    head_pages = tables[:, None] * num_heads + torch.arange(num_heads)[:, None]
+    head_pages = (tables[:, None] * num_heads + torch.arange(num_heads)[:, None]).flatten()
     mask = _causal_mask(plan.starts, plan.num_tokens, num_pages * page_size)
+    by_vector = plan.num_tokens == 1 and device.type == "cpu"
     return AttentionGroup(
         rows=slice(plan.first_row, plan.first_row + num_sequences * plan.num_tokens),
         num_sequences=num_sequences,
         num_pages=num_pages,
-        head_pages=head_pages.flatten().to(device),
+        head_pages=head_pages.to(device),
         mask=mask.to(device),
+        key_rows=_vectors(head_pages, head_size) if by_vector else None,
+        value_rows=_vectors(head_pages, page_size) if by_vector else None,
     )
+
+
+def _vectors(head_pages: Tensor, count: int) -> Tensor:
+    """int32 [len(head_pages) * count]: the rows of what is in these pages when each holds `count` vectors."""
+    first = head_pages.to(torch.int32)[:, None] * count
+    return (first + torch.arange(count, dtype=torch.int32)).flatten()
 
 
 def _group_key(scheduled: Scheduled, pool: PagePool) -> tuple[int, int, int]:

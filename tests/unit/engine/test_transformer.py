@@ -51,7 +51,9 @@ class Steps:
         plan, _ = plan_step([Scheduled(*chunk) for chunk in chunks], self.pool)
         owners = [self._owner(page, chunks) for page in plan.pages]
         plan.last_rows = list(range(len(owners)))
-        logits = self.transformer.forward(build_batch(plan, self.config.num_heads, PAGE_SIZE, CPU), self.cache)
+        logits = self.transformer.forward(
+            build_batch(plan, self.config.num_heads, self.config.head_size, PAGE_SIZE, CPU), self.cache
+        )
         for sequence, num_tokens in chunks:
             sequence.num_cached += num_tokens
         return {
