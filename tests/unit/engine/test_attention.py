@@ -1,4 +1,4 @@
-"""Attention of sequences that decode on a CPU gives, in place, the bits of the products that prompts are computed with."""
+"""Attention of sequences that decode on a CPU gives, in place, the bits of the products that prompts are made with."""
 
 from __future__ import annotations
 
