@@ -123,11 +123,12 @@ class Batcher:
             try:
                 answers = await work
             except Exception as error:  # every request of the batch is told, whatever it was
-                for future in futures:
+                for future in filter(still_waiting, futures):
                     future.set_exception(error)
             else:
                 for future, text in zip(futures, answers, strict=True):
-                    future.set_result(text)
+                    if still_waiting(future):
+                        future.set_result(text)
 
     def _take_batch(self) -> list[tuple[GenerateRequest, asyncio.Future[str]]]:
         """The oldest request, and the next ones that may join it."""
@@ -140,6 +141,11 @@ class Batcher:
         if not others:
             self._arrived.clear()
         return batch
+
+
+def still_waiting(future: asyncio.Future[str]) -> bool:
+    """False when its client has left."""
+    return not future.done()
 
 
 def make_app(model: Model, batch_size: int, window: float) -> FastAPI:

@@ -62,6 +62,7 @@ def running(command: Sequence[str], ready_within: float, environment: Mapping[st
             command,
             env=environment,
             stdout=subprocess.PIPE,
+            bufsize=0,  # or `select` would not see a line that was read along with the one before
             stderr=log,
             start_new_session=True,  # Ctrl-C reaches us alone; the server is told once, below
         )

@@ -147,12 +147,14 @@ def main() -> int:
                 server = Addresses(host_and_port(options.url), host_and_port(options.grpc_url))
             else:
                 server = stack.enter_context(local_server(options.serve_arguments, LOADED_WITHIN))
+            title = options.url or options.model or "storyteller, the embedded model"
             print(HEADING)
             results = []
             for result in sweep(analyzer, server, options):
                 results.append(result)
                 print(result, flush=True)
-        written = write(results, options.url or options.model or "storyteller, the embedded model", options.output)
+                # Each time, so that a sweep that is cut short keeps what it has.
+                written = write(results, title, options.output)
     except (PerfError, ServerFailedError, ClientError, OSError) as error:
         print(f"perf.py: {error}", file=sys.stderr)
         return 1

@@ -64,7 +64,7 @@ class KVCache:
         return results[0] if len(results) == 1 else torch.cat(results)
 
     def _attend_group(self, layer: int, group: AttentionGroup, query: Tensor) -> Tensor:
-        if group.key_rows is not None and group.value_rows is not None and query.dtype == torch.float32:
+        if group.key_rows is not None and group.value_rows is not None:
             return self._attend_in_place(layer, group, query, group.key_rows, group.value_rows)
         _, heads, head_size = query.shape
         sequences, num_pages = group.num_sequences, group.num_pages
@@ -87,7 +87,7 @@ class KVCache:
     def _attend_in_place(
         self, layer: int, group: AttentionGroup, query: Tensor, key_rows: Tensor, value_rows: Tensor
     ) -> Tensor:
-        """One token each, on a CPU: the same sums, bit for bit, without a copy of the pages, which takes longer."""
+        """One token each, on a CPU in float32: the same sums, bit for bit, without a copy of the pages."""
         sequences, heads, head_size = query.shape
         context = group.num_pages * PAGE_SIZE
         of_rows = query[:, :, None].expand(-1, -1, group.num_pages, -1)

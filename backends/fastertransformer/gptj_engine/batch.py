@@ -54,9 +54,9 @@ class AttentionGroup:
     sequence and head the rows of the cache, seen as [pages * heads, …], that hold its context in order. `mask` is
     float32 [sequences, 1, tokens each, C], 0 where a token sees a position and -inf where it does not.
 
-    Where sequences decode on a CPU, the same as rows of single vectors, int32: `key_rows` [sequences * heads * P *
-    head_size] of K seen as [pages * heads * head_size, page_size], `value_rows` [sequences * heads * C] of V seen as
-    [pages * heads * page_size, head_size].
+    Where sequences decode on a CPU in float32, the same as rows of single vectors, int32: `key_rows` [sequences * heads *
+    P * head_size] of K seen as [pages * heads * head_size, page_size], `value_rows` [sequences * heads * C] of V seen
+    as [pages * heads * page_size, head_size].
     """
 
     rows: slice
@@ -113,27 +113,30 @@ def plan_step(
     return plan, [scheduled.sequence for scheduled in ordered if scheduled.samples]
 
 
-def build_batch(plan: StepPlan, num_heads: int, head_size: int, page_size: int, device: torch.device) -> Batch:
-    """The plan as tensors, for a cache of `num_heads` heads."""
+def build_batch(
+    plan: StepPlan, num_heads: int, head_size: int, page_size: int, dtype: torch.dtype, device: torch.device
+) -> Batch:
+    """The plan as tensors, for a cache of `num_heads` heads of that type."""
+    by_vector = dtype == torch.float32 and device.type == "cpu"
     packed = torch.tensor([plan.token_ids, plan.positions, plan.pages, plan.slots], device=device)
     return Batch(
         token_ids=packed[0],
         positions=packed[1],
         pages=packed[2],
         slots=packed[3],
-        groups=[_build_group(group, num_heads, head_size, page_size, device) for group in plan.groups],
+        groups=[_build_group(group, num_heads, head_size, page_size, by_vector, device) for group in plan.groups],
         last_rows=torch.tensor(plan.last_rows, dtype=torch.int64, device=device),
     )
 
 
 def _build_group(
-    plan: GroupPlan, num_heads: int, head_size: int, page_size: int, device: torch.device
+    plan: GroupPlan, num_heads: int, head_size: int, page_size: int, by_vector: bool, device: torch.device
 ) -> AttentionGroup:
     tables = torch.tensor(plan.tables)
     num_sequences, num_pages = tables.shape
     head_pages = (tables[:, None] * num_heads + torch.arange(num_heads)[:, None]).flatten()
     mask = _causal_mask(plan.starts, plan.num_tokens, num_pages * page_size)
-    by_vector = plan.num_tokens == 1 and device.type == "cpu"
+    by_vector = by_vector and plan.num_tokens == 1
     return AttentionGroup(
         rows=slice(plan.first_row, plan.first_row + num_sequences * plan.num_tokens),
         num_sequences=num_sequences,

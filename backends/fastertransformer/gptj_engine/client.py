@@ -182,11 +182,9 @@ class EngineClient:
             if self._closing:
                 break
             error = self._directory / "error.txt"
-            with contextlib.suppress(
-                FileNotFoundError
-            ):  # the other door may have taken it: then the engine says it again
+            with contextlib.suppress(FileNotFoundError):
                 reason = error.read_text()
-                error.unlink()
+                error.unlink(missing_ok=True)  # the other door may have read it at the same time
                 raise ConfigError(reason)
         raise ConfigError("the engine process ended while it started; its log says more")
 

@@ -50,7 +50,7 @@ class ModelRank:
         """Compute a step; returns float32 logits [samples, V] of the plan's `last_rows`, on rank 0 only."""
         self._cache.copy_pages(plan.copies)
         heads = self._model.num_heads // self._shard.size
-        batch = build_batch(plan, heads, self._model.head_size, PAGE_SIZE, self.device)
+        batch = build_batch(plan, heads, self._model.head_size, PAGE_SIZE, self.dtype, self.device)
         if self._shard.rank > 0:
             return self._transformer.hidden_states(batch, self._cache)[:0]
         return self._transformer.forward(batch, self._cache)

@@ -29,7 +29,7 @@ def test_the_context_is_summed_in_place_bit_for_bit(lengths: list[int], head_siz
     starts = [length - 1 for length in lengths]
     nothing = [0] * len(lengths)
     plan = StepPlan(nothing, starts, nothing, nothing, [GroupPlan(0, 1, starts, tables)], [], [])
-    batch = build_batch(plan, heads, head_size, PAGE_SIZE, CPU)
+    batch = build_batch(plan, heads, head_size, PAGE_SIZE, torch.float32, CPU)
     [group] = batch.groups
     assert group.key_rows is not None
     query = torch.randn(len(lengths), heads, head_size)

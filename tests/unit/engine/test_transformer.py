@@ -52,7 +52,7 @@ class Steps:
         owners = [self._owner(page, chunks) for page in plan.pages]
         plan.last_rows = list(range(len(owners)))
         logits = self.transformer.forward(
-            build_batch(plan, self.config.num_heads, self.config.head_size, PAGE_SIZE, CPU), self.cache
+            build_batch(plan, self.config.num_heads, self.config.head_size, PAGE_SIZE, torch.float32, CPU), self.cache
         )
         for sequence, num_tokens in chunks:
             sequence.num_cached += num_tokens

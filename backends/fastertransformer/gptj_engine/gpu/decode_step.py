@@ -67,6 +67,7 @@ class DecodeStep:
     def capture(self, cache: KVCache) -> None:
         """From now on, `run` runs graphs, over this cache."""
         self._graphs = {}
+        stream = torch.cuda.Stream(self._parts.device)
         graph, said = None, time.monotonic()
         for done, (rows, buffers) in enumerate(self._buffers.items()):
             if time.monotonic() - said > PROGRESS_SECONDS:
@@ -74,7 +75,7 @@ class DecodeStep:
                 log.info("compiling kernels, once for this GPU: %d of %d batch sizes done", done, len(self._buckets))
             buffers.positions.fill_(-1)
             buffers.tokens.zero_()
-            graph, _ = capture(partial(self._compute, buffers, cache), graph)
+            graph, _ = capture(partial(self._compute, buffers, cache), stream, graph)
             self._graphs[rows] = graph
 
     def run(self, plan: StepPlan, groups: list[GroupPlan], cache: KVCache) -> Tensor:
@@ -124,7 +125,7 @@ class DecodeStep:
         splits = choose_tiling(rows, True, dtype).splits if rows <= MOST_ROWS else 1
 
         def shared(name: str, *shape: int, dtype: torch.dtype = dtype) -> Tensor:
-            """Zeros at first. Buckets share memory, as only one runs at a time and the largest is made first."""
+            """Zeros at first. Buckets share memory, as only one runs at a time; a later one rarely needs more."""
             size = math.prod(shape) * dtype.itemsize
             if name not in self._memory or len(self._memory[name]) < size:
                 self._memory[name] = torch.zeros(size, dtype=torch.uint8, device=self._parts.device)

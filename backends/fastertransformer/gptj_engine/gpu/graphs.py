@@ -43,11 +43,13 @@ class GpuParts:
 
 @torch.inference_mode()
 def capture(
-    compute: Callable[[], Result], companion: torch.cuda.CUDAGraph | None
+    compute: Callable[[], Result], stream: torch.cuda.Stream, companion: torch.cuda.CUDAGraph | None
 ) -> tuple[torch.cuda.CUDAGraph, Result]:
-    """A graph of `compute`, and its result. It shares the memory of `companion`: both must never run at once."""
+    """A graph of `compute`, and its result. It shares the memory of `companion`, and cuBLAS's workspace with all that
+    is captured on the same `stream`: they must never run at once.
+    """
     compute()  # compiles what is not in Triton's cache yet
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=companion.pool() if companion else None):
+    with torch.cuda.graph(graph, pool=companion.pool() if companion else None, stream=stream):
         result = compute()
     return graph, result

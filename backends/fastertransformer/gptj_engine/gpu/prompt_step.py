@@ -44,14 +44,14 @@ class PromptStep:
     def capture(self, cache: KVCache) -> None:
         """From now on, `run` runs graphs, over this cache."""
         self._graphs = []
-        graph = None
+        stream, graph = torch.cuda.Stream(self._parts.device), None
         for tokens in BUCKETS:
             blocks = tokens // self._launch.queries + BUCKET_CHUNKS  # of each chunk, one may not be full
             shape = PromptShape(tokens, BUCKET_CHUNKS, BUCKET_CHUNKS, blocks, self._parts.table_width)
             numbers = torch.zeros(shape.size, dtype=torch.int32, device=self._parts.device)
             prompts = Prompts.split(numbers, shape)
             prompts.positions.fill_(-1)
-            graph, logits = capture(partial(self._compute, prompts, cache), graph)
+            graph, logits = capture(partial(self._compute, prompts, cache), stream, graph)
             self._graphs.append(PromptGraph(graph, shape, numbers, logits))
 
     def run(
