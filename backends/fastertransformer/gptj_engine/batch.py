@@ -54,9 +54,9 @@ class AttentionGroup:
     sequence and head the rows of the cache, seen as [pages * heads, …], that hold its context in order. `mask` is
     float32 [sequences, 1, tokens each, C], 0 where a token sees a position and -inf where it does not.
 
-    Where sequences decode on a CPU in float32, the same as rows of single vectors, int32: `key_rows` [sequences * heads *
-    P * head_size] of K seen as [pages * heads * head_size, page_size], `value_rows` [sequences * heads * C] of V seen
-    as [pages * heads * page_size, head_size].
+    Where sequences decode on a CPU in float32, the same as rows of single vectors, int32: `key_rows` of K seen as
+    [pages * heads * head_size, page_size], [sequences * heads * P * head_size], and `value_rows` of V seen as
+    [pages * heads * page_size, head_size], [sequences * heads * C].
     """
 
     rows: slice
