@@ -113,9 +113,11 @@ class StreamReply(Reply):
                 self._pieces.end(index, answer.results[0])
             return super().take(index, answer)
 
-    def piece(self, cancel_handles: list[bytes]) -> Outputs:
-        """The tensors of the next piece."""
+    def piece(self, cancel_handles: list[bytes]) -> Outputs | None:
+        """The tensors of the next piece; None when all is answered, for then the last one brings the rest."""
         with self._lock:
+            if not self._missing:
+                return None
             self._waiting = False
             return self._pieces.piece(last=False, cancel_handles=cancel_handles)
 
@@ -223,9 +225,11 @@ class Replies:
         else:
             self._respond(reply, reply.outputs, last=True)
 
-    def _respond(self, reply: Reply, outputs: Callable[[], Outputs], last: bool) -> None:
+    def _respond(self, reply: Reply, outputs: Callable[[], Outputs | None], last: bool) -> None:
         try:
-            reply.responder.send(outputs(), last)
+            tensors = outputs()
+            if tensors is not None:
+                reply.responder.send(tensors, last)
         except Exception as error:
             log.exception("an answer could not be sent")
             self._fail(reply, f"the answer could not be sent: {error}", invalid=False)

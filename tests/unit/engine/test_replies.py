@@ -4,6 +4,7 @@ responses out."""
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -62,8 +63,13 @@ class Client:
         self.ended = False
         self.asked_after_the_end = False
         self.breaks = False
+        self.hold: threading.Event | None = None  # what is sent waits for it
+        self.sending = threading.Event()
 
     def send(self, outputs: Outputs, last: bool) -> None:
+        self.sending.set()
+        if self.hold:
+            assert self.hold.wait(10)
         if self.breaks:
             raise OSError("no shared memory")
         assert not self.ended
@@ -157,6 +163,23 @@ def test_the_last_piece_waits_for_nothing_and_brings_the_rest(engine: Engine, re
     assert (outputs["previous_length"].item(), outputs["sequence_length"].item()) == (3, 5)
     time.sleep(0.05)
     assert client.responses.empty()
+
+
+def test_what_is_answered_before_a_piece_is_made_travels_in_the_last_one_alone(
+    engine: Engine, replies: Replies
+) -> None:
+    client = Client()
+    going = client.hold = threading.Event()
+    begin(replies, client)
+    engine.add(0, 5)
+    assert client.sending.wait(10)
+    engine.add(0, 6)
+    engine.end(0, 5, 6, 7)
+    time.sleep(1.5 / PACE)  # now a piece could be sent
+    going.set()
+    assert client.lengths() == (2, 3)
+    _, outputs, last = client.take()
+    assert last and (outputs["previous_length"].item(), outputs["sequence_length"].item()) == (3, 5)
 
 
 def test_one_answer_is_sent_when_all_sequences_have_ended(engine: Engine, replies: Replies) -> None:
