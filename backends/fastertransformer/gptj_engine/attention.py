@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gptj_engine.batch import AttentionGroup, Batch
+from gptj_engine.batch import AttentionGroup, Batch, PageVectors
 from gptj_engine.config import ModelConfig
 from gptj_engine.tensor_table import WHOLE, Shard
 
@@ -64,8 +64,8 @@ class KVCache:
         return results[0] if len(results) == 1 else torch.cat(results)
 
     def _attend_group(self, layer: int, group: AttentionGroup, query: Tensor) -> Tensor:
-        if group.key_rows is not None and group.value_rows is not None:
-            return self._attend_in_place(layer, group, query, group.key_rows, group.value_rows)
+        if group.vectors is not None:
+            return self._attend_in_place(layer, group, group.vectors, query)
         _, heads, head_size = query.shape
         sequences, num_pages = group.num_sequences, group.num_pages
         tokens = query.shape[0] // sequences
@@ -84,27 +84,32 @@ class KVCache:
         result = _weighted_sum(weights, values)  # [S, heads, M, head_size]
         return result[:, :, :tokens].transpose(1, 2).reshape(-1, heads, head_size)
 
-    def _attend_in_place(
-        self, layer: int, group: AttentionGroup, query: Tensor, key_rows: Tensor, value_rows: Tensor
-    ) -> Tensor:
+    def _attend_in_place(self, layer: int, group: AttentionGroup, vectors: PageVectors, query: Tensor) -> Tensor:
         """One token each, on a CPU in float32: the same sums, bit for bit, without a copy of the pages."""
         sequences, heads, head_size = query.shape
         context = group.num_pages * PAGE_SIZE
         of_rows = query[:, :, None].expand(-1, -1, group.num_pages, -1)
-        scores = _weighted_rows(self.keys[layer].view(-1, PAGE_SIZE), key_rows, of_rows, head_size, head_size)
+        scores = _weighted_rows(self.keys[layer].view(-1, PAGE_SIZE), vectors.keys, of_rows, head_size, head_size)
         scores = scores.view(sequences, heads, 1, context) * head_size**-0.5
         weights = torch.softmax(scores + group.mask, dim=-1)
         values = self.values[layer].view(-1, head_size)
-        parts = _weighted_rows(values, value_rows, weights, context, CONTEXT_CUT).view(sequences, heads, -1, head_size)
-        return functools.reduce(torch.add, parts.unbind(2))
+        parts = _weighted_rows(values, vectors.values, weights, context, CONTEXT_CUT)
+        return functools.reduce(torch.add, parts.view(sequences, heads, -1, head_size).unbind(2))
 
 
 def _weighted_rows(table: Tensor, rows: Tensor, weights: Tensor, span: int, cut: int) -> Tensor:
     """Sums of `rows` of `table` [R, N], each times its weight, one after another: of every `span` of them, `cut` at a
     time; returns [sums, N].
     """
-    starts = torch.arange(0, len(rows), span, dtype=rows.dtype)[:, None] + torch.arange(0, span, cut, dtype=rows.dtype)
-    return functional.embedding_bag(rows, table, starts.flatten(), mode="sum", per_sample_weights=weights.reshape(-1))
+    starts = _sum_starts(len(rows), span, cut)
+    return functional.embedding_bag(rows, table, starts, mode="sum", per_sample_weights=weights.reshape(-1))
+
+
+@functools.lru_cache(maxsize=16)
+def _sum_starts(count: int, span: int, cut: int) -> Tensor:
+    """int32: where each sum of `_weighted_rows` begins among `count` rows; the same in all layers of a step."""
+    spans, cuts = (torch.arange(0, end, by, dtype=torch.int32) for end, by in ((count, span), (span, cut)))
+    return (spans[:, None] + cuts).flatten()
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

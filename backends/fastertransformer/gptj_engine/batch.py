@@ -47,16 +47,25 @@ class StepPlan(msgspec.Struct):
 
 
 @dataclass(frozen=True)
+class PageVectors:
+    """The `head_pages` of a group as rows of single vectors, int32.
+
+    `keys` [sequences * heads * P * head_size] of K seen as [pages * heads * head_size, page_size], `values` [sequences
+    * heads * C] of V seen as [pages * heads * page_size, head_size].
+    """
+
+    keys: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True)
 class AttentionGroup:
     """A GroupPlan on the device.
 
     `rows` are its sequences' among the T packed tokens. `head_pages` is int64 [sequences * heads * P]: for each
     sequence and head the rows of the cache, seen as [pages * heads, …], that hold its context in order. `mask` is
-    float32 [sequences, 1, tokens each, C], 0 where a token sees a position and -inf where it does not.
-
-    Where sequences decode on a CPU in float32, the same as rows of single vectors, int32: `key_rows` of K seen as
-    [pages * heads * head_size, page_size], [sequences * heads * P * head_size], and `value_rows` of V seen as
-    [pages * heads * page_size, head_size], [sequences * heads * C].
+    float32 [sequences, 1, tokens each, C], 0 where a token sees a position and -inf where it does not. `vectors` are
+    there where sequences decode on a CPU in float32.
     """
 
     rows: slice
@@ -64,8 +73,7 @@ class AttentionGroup:
     num_pages: int
     head_pages: Tensor
     mask: Tensor
-    key_rows: Tensor | None
-    value_rows: Tensor | None
+    vectors: PageVectors | None
 
 
 @dataclass(frozen=True)
@@ -136,15 +144,16 @@ def _build_group(
     num_sequences, num_pages = tables.shape
     head_pages = (tables[:, None] * num_heads + torch.arange(num_heads)[:, None]).flatten()
     mask = _causal_mask(plan.starts, plan.num_tokens, num_pages * page_size)
-    by_vector = by_vector and plan.num_tokens == 1
+    vectors = None
+    if by_vector and plan.num_tokens == 1:
+        vectors = PageVectors(_vectors(head_pages, head_size), _vectors(head_pages, page_size))
     return AttentionGroup(
         rows=slice(plan.first_row, plan.first_row + num_sequences * plan.num_tokens),
         num_sequences=num_sequences,
         num_pages=num_pages,
         head_pages=head_pages.to(device),
         mask=mask.to(device),
-        key_rows=_vectors(head_pages, head_size) if by_vector else None,
-        value_rows=_vectors(head_pages, page_size) if by_vector else None,
+        vectors=vectors,
     )
 
 

@@ -31,9 +31,9 @@ def test_the_context_is_summed_in_place_bit_for_bit(lengths: list[int], head_siz
     plan = StepPlan(nothing, starts, nothing, nothing, [GroupPlan(0, 1, starts, tables)], [], [])
     batch = build_batch(plan, heads, head_size, PAGE_SIZE, torch.float32, CPU)
     [group] = batch.groups
-    assert group.key_rows is not None
+    assert group.vectors is not None
     query = torch.randn(len(lengths), heads, head_size)
     in_place = cache.attend(0, batch, query)
-    gathered = cache.attend(0, replace(batch, groups=[replace(group, key_rows=None, value_rows=None)]), query)
+    gathered = cache.attend(0, replace(batch, groups=[replace(group, vectors=None)]), query)
     assert torch.equal(in_place, gathered)
     assert in_place.shape == query.shape and in_place.abs().max() > 0
