@@ -15,15 +15,13 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from client import MODEL, Answer, Client, ClientError
 from fake_server import server_of_fakes
 from local_server import ServerFailedError, local_server
-
-INPUTS = Path(__file__).with_name("perf_inputs.json")
+from perf_inputs import shipped_prompts
 
 
 def seconds(work: Callable[..., object], *arguments: Any) -> float:
@@ -110,7 +108,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     options = parse_arguments()
-    texts = [entry["text_input"][0] for entry in json.loads(INPUTS.read_text())["data"]]
+    texts = shipped_prompts()
     prompts = [texts[i % len(texts)] for i in range(options.requests)]
     result: dict[str, Any] = {"benchmark": "concurrency"}
     result |= {name: getattr(options, name) for name in ("protocol", "requests", "max_tokens", "repeats")}

@@ -32,11 +32,10 @@ from gptj_engine.model_rank import choose_data_type, choose_device
 from gptj_engine.sampling_params import SamplingParams
 from gptj_engine.sequence import Sequence
 from gptj_engine.tensor_table import DTYPES
+from serve import EMBEDDED_MODEL
 from transformers import GPTJForCausalLM
 from transformers.utils import logging
 
-PROJECT = Path(__file__).resolve().parents[1]
-EMBEDDED_MODEL = PROJECT / "model_repository" / "fastertransformer" / "1" / "storyteller"
 QUICK = {"concurrency": [1, 4], "prompt_tokens": 8, "new_tokens": 4, "repeats": 1}
 
 Tokens: TypeAlias = list[list[int]]  # a list for each sequence

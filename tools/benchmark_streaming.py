@@ -23,18 +23,17 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import numpy as np
 import psutil
+from client import STREAMING_MODEL
 from fake_server import server_of_fakes
 from local_server import ServerFailedError, local_server
 from machine import OtherPrograms, processor
+from perf_inputs import shipped_prompts
 
-INPUTS = Path(__file__).with_name("perf_inputs.json")
-MODEL = "ensemble_stream"
 PARTS = ("latency", "pieces", "tokens", "memory")
 LIFTED = 1_000_000  # pieces a second: none waits
 PIECES_STEP_MS, TOKENS_STEP_MS = 20.0, 2.0
@@ -107,7 +106,7 @@ class Memory:
 
 
 def fields_of(index: int, max_tokens: int, more: dict[str, Any]) -> dict[str, Any]:
-    texts = [entry["text_input"][0] for entry in json.loads(INPUTS.read_text())["data"]]
+    texts = shipped_prompts()
     return {"text_input": texts[index % len(texts)], "max_tokens": max_tokens, "min_tokens": max_tokens, **more}
 
 
@@ -119,7 +118,7 @@ def session() -> aiohttp.ClientSession:
 
 async def read(client: aiohttp.ClientSession, url: str, fields: dict[str, Any]) -> Stream:
     stream = Stream(time.perf_counter())
-    async with client.post(f"http://{url}/v2/models/{MODEL}/generate_stream", json=fields) as response:
+    async with client.post(f"http://{url}/v2/models/{STREAMING_MODEL}/generate_stream", json=fields) as response:
         async for chunk in response.content.iter_any():
             stream.chunks.append((time.perf_counter(), chunk))
     return stream
@@ -186,7 +185,7 @@ async def leave_unread(url: str, readers: int, max_tokens: int, seconds: float) 
     """The most memory seen while `readers` wait, each after its first bytes, until they leave after `seconds`."""
     connector = aiohttp.TCPConnector(limit=0, force_close=True, socket_factory=small_socket)
     async with aiohttp.ClientSession(connector=connector, read_bufsize=RECEIVE_BUFFER) as client:
-        target = f"http://{url}/v2/models/{MODEL}/generate_stream"
+        target = f"http://{url}/v2/models/{STREAMING_MODEL}/generate_stream"
         asked = [client.post(target, json=fields_of(index, max_tokens, {})) for index in range(readers)]
         responses = await asyncio.gather(*asked)
         await asyncio.gather(*(response.content.readany() for response in responses))

@@ -22,14 +22,14 @@ from comparison.load import Exchange, drive
 from comparison.prompts import make_prompts
 from comparison.report import Result, merge, ratios, summary
 from comparison.results import Row, count_equal, make_row, request_count
-from comparison.systems import AFTER, BATCHED, BEFORE, PROJECT, STREAMED, Setting, in_turn
+from comparison.systems import AFTER, BATCHED, BEFORE, STREAMED, Setting, in_turn
 from local_server import ServerFailedError
 from machine import gpu_name, processor
 from perf_analyzer import PerfAnalyzer, PerfError, find_perf_analyzer
+from serve import EMBEDDED_MODEL
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-EMBEDDED_MODEL = PROJECT / "model_repository" / "fastertransformer" / "1" / "storyteller"
 SYSTEMS = (BEFORE, BATCHED, AFTER, STREAMED)
 QUICK = {"concurrency": [2], "prompt_tokens": 8, "output_tokens": 8, "requests_per_client": 2}
 FEWEST_REQUESTS = 16

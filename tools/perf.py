@@ -20,9 +20,9 @@ from pathlib import Path
 from client import MODEL, STREAMING_MODEL, Client, ClientError, host_and_port
 from local_server import Addresses, ServerFailedError, local_server
 from perf_analyzer import PerfAnalyzer, PerfError, find_perf_analyzer
+from perf_inputs import INPUTS
 from perf_plot import plot
 
-INPUTS = Path(__file__).with_name("perf_inputs.json")
 OUTPUT = Path(__file__).resolve().parents[1] / "build" / "perf"
 # What perf_analyzer is told for each way in; a stream's latency is until its last response.
 WAYS = {

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from baseline_server import GenerateRequest, Model
-from compare import EMBEDDED_MODEL
 from pydantic import ValidationError
+from serve import EMBEDDED_MODEL
 
 PROMPTS = ["Once upon a time", "The wolf knocked at the door and cried, and the youngest of the seven kids", "A king"]
 
