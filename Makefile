@@ -22,13 +22,10 @@ test-gpu: $(INSTALLED)
 	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt triton
 	$(BIN)/python -m pytest tests/gpu $(ARGS)
 
-# The files of a model repository are top-level modules of their model, each called model.py: a mypy run for each model.
 lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy backends tools tests
-	set -e; for model in preprocessing postprocessing; do \
-	    MYPYPATH=model_repository/$$model/1 $(BIN)/mypy model_repository/$$model/1/*.py; done
+	$(BIN)/mypy gptj_triton tools tests
 
 # A small sweep of the real perf_analyzer: answers over HTTP and gRPC, and streams; a table and a plot in build/perf.
 # Another model: make perf ARGS="--model DIR"

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from attention_cases import Layer, Shape, assert_near, make_layer
-from gptj_engine.gpu.decode_attention import (
+from torch import Tensor
+
+from gptj_triton.engine.gpu.decode_attention import (
     DecodeLaunch,
     decode_attention,
     decode_attention_reference,
     decode_splits,
     decode_workspace_size,
 )
-from torch import Tensor
 
 CONTEXTS = [1, 15, 16, 17, 100, 333]
 FEW_SPLITS = DecodeLaunch(programs=48)

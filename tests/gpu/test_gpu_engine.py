@@ -9,22 +9,23 @@ from typing import Any
 
 import pytest
 import torch
-from gptj_engine import engine as engine_module
-from gptj_engine import model_rank
-from gptj_engine.attention import PAGE_SIZE
-from gptj_engine.batch import plan_step
-from gptj_engine.config import EngineConfig, ModelConfig
-from gptj_engine.engine import Engine
-from gptj_engine.gpu import decode_attention, matrix, prefill_attention, residual, sampling
-from gptj_engine.gpu import model as gpu_model
-from gptj_engine.kv_pages import PagePool
-from gptj_engine.runner import Runner
-from gptj_engine.sampling_params import SamplingParams
-from gptj_engine.scheduler import Scheduled
-from gptj_engine.sequence import Sequence
-from gptj_engine.transformer import ModelWeights
-from gptj_engine.weights import load_weights
 from triton.runtime import JITFunction
+
+from gptj_triton.checkpoint.model_config import ModelConfig
+from gptj_triton.checkpoint.weights import ModelWeights, load_weights
+from gptj_triton.engine import engine as engine_module
+from gptj_triton.engine.config import EngineConfig
+from gptj_triton.engine.eager import model_rank
+from gptj_triton.engine.engine import Engine
+from gptj_triton.engine.gpu import decode_attention, matrix, prefill_attention, residual, sampling
+from gptj_triton.engine.gpu import model as gpu_model
+from gptj_triton.engine.kv_cache import PAGE_SIZE
+from gptj_triton.engine.kv_pages import PagePool
+from gptj_triton.engine.runner import Runner
+from gptj_triton.engine.sampling_params import SamplingParams
+from gptj_triton.engine.scheduler import Scheduled
+from gptj_triton.engine.sequence import Sequence
+from gptj_triton.engine.step_plan import plan_step
 
 STORYTELLER = Path(__file__).resolve().parents[2] / "model_repository" / "fastertransformer" / "1" / "storyteller"
 END = 4095

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gptj_engine.gpu.matrix import Tiling, choose_tiling, linear, linear_reference
-from gptj_engine.gpu.residual import add_norm, add_norm_reference, embed, embed_reference
+
+from gptj_triton.engine.gpu.matrix import Tiling, choose_tiling, linear, linear_reference
+from gptj_triton.engine.gpu.residual import add_norm, add_norm_reference, embed, embed_reference
 
 SHAPES = [(1, 33, 96), (1, 64, 2500), (2, 40, 48), (16, 33, 64), (17, 64, 130)]  # B, N, K
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from attention_cases import PAGE, Layer, Shape, assert_near, make_layer
-from gptj_engine.gpu.prefill_attention import (
+from torch import Tensor
+
+from gptj_triton.engine.gpu.prefill_attention import (
     PrefillLaunch,
     prefill_attention,
     prefill_attention_reference,
@@ -14,7 +16,6 @@ from gptj_engine.gpu.prefill_attention import (
     rotate_and_write,
     rotate_and_write_reference,
 )
-from torch import Tensor
 
 Chunks = list[tuple[int, int]]  # first position and tokens of each
 

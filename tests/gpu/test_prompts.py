@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from gptj_engine.batch import GroupPlan, StepPlan
-from gptj_engine.gpu.prefill_attention import query_blocks
-from gptj_engine.gpu.prompts import Prompts, PromptShape, chunk_rows, pack_prompts
+
+from gptj_triton.engine.gpu.prefill_attention import query_blocks
+from gptj_triton.engine.gpu.prompts import Prompts, PromptShape, chunk_rows, pack_prompts
+from gptj_triton.engine.step_plan import GroupPlan, StepPlan
 
 # One sequence decodes; a chunk of two tokens ends its prompt, one of three continues a longer one.
 PLAN = StepPlan(

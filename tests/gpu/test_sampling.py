@@ -14,13 +14,14 @@ if not torch.cuda.is_available():
 triton = pytest.importorskip("triton", reason="Triton's kernels are not installed here")
 
 import triton.language as tl
-from gptj_engine.gpu.sampling import _uniform, sample
-from gptj_engine.gpu.sampling_state import Blocks, SamplingState, Work, can_sample_on_device
-from gptj_engine.sampler import sample as sample_on_host
-from gptj_engine.sampler import uniform
-from gptj_engine.sampling_params import SamplingParams
-from gptj_engine.sequence import Sequence
 from torch import Tensor
+
+from gptj_triton.engine.gpu.sampling import _uniform, sample
+from gptj_triton.engine.gpu.sampling_state import Blocks, SamplingState, Work, can_sample_on_device
+from gptj_triton.engine.sampler import sample as sample_on_host
+from gptj_triton.engine.sampler import uniform
+from gptj_triton.engine.sampling_params import SamplingParams
+from gptj_triton.engine.sequence import Sequence
 
 # Triton's interpreter warns at the bounds of loops, at -inf - -inf and at log(0).
 pytestmark = [

@@ -20,7 +20,8 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
-from local_server import free_ports
+
+from gptj_triton.bench.local_server import free_ports
 
 PROJECT = Path(__file__).resolve().parents[2]
 MARK = "GPTJ_TEST_LAUNCH"
@@ -94,7 +95,7 @@ class Server:
 
     @property
     def engines(self) -> list[psutil.Process]:
-        return self.processes_with("gptj_engine.server")
+        return self.processes_with("gptj_triton.process.server")
 
     @property
     def tritonserver(self) -> psutil.Process | None:
@@ -175,11 +176,11 @@ def wait_for_sequences(server: Server, count: int) -> None:
     wait_until(lambda: load(server)["gptj_running_sequences"] == count, f"{count} running sequences")
 
 
-def start(folder: Path, *arguments: str, project: Path = PROJECT, ports: Ports | None = None) -> Server:
-    """Starts `project`'s serve.py with further arguments, on free ports unless some are given."""
+def start(folder: Path, *arguments: str, ports: Ports | None = None) -> Server:
+    """Starts serve.py with further arguments, on free ports unless some are given."""
     temporary = Path(tempfile.mkdtemp(prefix="gptj-test-", dir="/tmp"))
     http, grpc, metrics = ports or free_ports(3)
-    command = [sys.executable, str(project / "tools" / "serve.py")]
+    command = [sys.executable, str(PROJECT / "tools" / "serve.py")]
     command += [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}", *arguments]
     environment = {**os.environ, MARK: str(folder), "TMPDIR": str(temporary)}
     with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
@@ -210,10 +211,10 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     numbers = itertools.count()
     with contextlib.ExitStack() as stack:
 
-        def launch_one(*arguments: str, **keywords: object) -> Server:
+        def launch_one(*arguments: str | Path, **keywords: object) -> Server:
             folder = tmp_path / f"launch{next(numbers)}"
             folder.mkdir()
-            launched = start(folder, *arguments, **keywords)  # type: ignore[arg-type]
+            launched = start(folder, *map(str, arguments), **keywords)  # type: ignore[arg-type]
             stack.callback(launched.close)
             return launched
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from client import DEFAULT_URLS, Client, ServerError
 
+from gptj_triton.client import DEFAULT_URLS, Client, ServerError
 from tests.server.conftest import FREE_WITHIN, SOON_SECONDS, is_idle, wait_for_sequences, wait_until
 
 CLIENT = Path(__file__).parents[2] / "tools" / "client.py"

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_concurrency import measure_own_cost
-from perf import measure, parse_arguments
-from perf_analyzer import LENT_LIBRARIES, PerfError, find_perf_analyzer, lent_libraries
+
+from gptj_triton.bench.concurrency import measure_own_cost
+from gptj_triton.bench.perf import measure, parse_arguments
+from gptj_triton.bench.perf_analyzer import LENT_LIBRARIES, PerfError, find_perf_analyzer, lent_libraries
 
 TOOLS = Path(__file__).parents[2] / "tools"
 

@@ -53,14 +53,9 @@ instance_group [ { count: 1 kind: KIND_CPU } ]
 Launch = Callable[..., Server]
 
 
-def make_toy_project(folder: Path, seconds: float = 0, error: str = "", orphan: str = "") -> Path:
-    """A project whose one model loads for `seconds`, and then fails when there is an `error`; with `orphan` it starts a
-    process that nobody stops."""
-    shutil.copytree(PROJECT / "tools" / "serving", folder / "tools" / "serving")
-    shutil.copy(PROJECT / "tools" / "serve.py", folder / "tools")
-    engine = Path("backends", "fastertransformer", "gptj_engine")  # the launcher reads checkpoints as the engine does
-    shutil.copytree(PROJECT / engine, folder / engine)
-    repository = folder / "model_repository"
+def make_toy_repository(repository: Path, seconds: float = 0, error: str = "", orphan: str = "") -> Path:
+    """A model repository whose one model loads for `seconds`, and then fails when there is an `error`; with `orphan` it
+    starts a process that nobody stops."""
     (repository / "echo" / "1").mkdir(parents=True)
     (repository / "echo" / "1" / "model.py").write_text(TOY_MODEL)
     parameters = {"seconds": str(seconds), "error": error, "orphan": orphan}
@@ -68,9 +63,7 @@ def make_toy_project(folder: Path, seconds: float = 0, error: str = "", orphan: 
         f'parameters {{ key: "{name}" value {{ string_value: "{value}" }} }}' for name, value in parameters.items()
     ]
     (repository / "echo" / "config.pbtxt").write_text(TOY_CONFIG + "\n".join(lines))
-    (repository / "fastertransformer" / "1").mkdir(parents=True)
-    shutil.copytree(EMBEDDED, repository / "fastertransformer" / "1" / "storyteller")
-    return folder
+    return repository
 
 
 def generate(server: Server, **fields: Any) -> dict[str, Any]:
@@ -107,7 +100,7 @@ def test_killing_tritonserver_ends_all_the_rest_and_is_reported(launch: Launch) 
 
 def test_two_ranks_write_the_text_of_one_and_end_with_the_server(server: Server, launch: Launch) -> None:
     two = launch("--tensor-para-size=2", "--device=cpu").wait_until_ready()
-    assert len(two.processes_with("gptj_engine.sharded_model")) == 1
+    assert len(two.processes_with("gptj_triton.engine.eager.sharded_model")) == 1
     assert generate(two, max_tokens=20)["text_output"] == generate(server, max_tokens=20)["text_output"]
     assert two.stop() == 0
     assert two.leftovers() == []
@@ -123,7 +116,7 @@ def test_sigint_while_the_engine_starts_leaves_nothing_behind(launch: Launch) ->
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_a_model_loads_stops_at_once(launch: Launch, tmp_path: Path, number: signal.Signals) -> None:
-    server = launch(project=make_toy_project(tmp_path / "toy", seconds=60))
+    server = launch("--model-repository", make_toy_repository(tmp_path / "toy", seconds=60))
     server.wait_until(lambda: "echo" in server.log.read_text(errors="replace"), "sign of loading")
     server.process.send_signal(number)
     assert server.wait(SOON_SECONDS) == 128 + number
@@ -132,7 +125,7 @@ def test_a_signal_while_a_model_loads_stops_at_once(launch: Launch, tmp_path: Pa
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_process_that_outlives_its_server_is_ended(launch: Launch, tmp_path: Path, killed: bool) -> None:
-    server = launch(project=make_toy_project(tmp_path / "toy", orphan="yes")).wait_until_ready()
+    server = launch("--model-repository", make_toy_repository(tmp_path / "toy", orphan="yes")).wait_until_ready()
     assert server.processes_with("sleep")
     assert server.tritonserver is not None
     if killed:
@@ -144,7 +137,7 @@ def test_a_process_that_outlives_its_server_is_ended(launch: Launch, tmp_path: P
 
 
 def test_a_second_signal_ends_a_server_that_waits_for_its_clients(launch: Launch, tmp_path: Path) -> None:
-    server = launch(project=make_toy_project(tmp_path / "toy")).wait_until_ready()
+    server = launch("--model-repository", make_toy_repository(tmp_path / "toy")).wait_until_ready()
     with socket.create_connection(("127.0.0.1", server.ports[0])) as idle:
         idle.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert idle.recv(1000).startswith(b"HTTP/1.1 200")
@@ -157,7 +150,7 @@ def test_a_second_signal_ends_a_server_that_waits_for_its_clients(launch: Launch
 
 
 def test_a_killed_launcher_takes_its_server_along(launch: Launch, tmp_path: Path) -> None:
-    server = launch(project=make_toy_project(tmp_path / "toy")).wait_until_ready()
+    server = launch("--model-repository", make_toy_repository(tmp_path / "toy")).wait_until_ready()
     server.process.kill()
     wait_until(lambda: not server.processes, "end of the server")
     assert not list(Path("/dev/shm").glob(f"gptj_{server.pid}_*"))
@@ -166,7 +159,7 @@ def test_a_killed_launcher_takes_its_server_along(launch: Launch, tmp_path: Path
 
 
 def test_a_model_that_fails_is_named_with_its_cause_in_one_line(launch: Launch, tmp_path: Path) -> None:
-    server = launch(project=make_toy_project(tmp_path / "toy", error="no bread\\nand no wine"))
+    server = launch("--model-repository", make_toy_repository(tmp_path / "toy", error="no bread\\nand no wine"))
     assert server.wait() == 1
     assert server.last_line.startswith("serve.py: model echo cannot be loaded: ")
     assert server.last_line.endswith("ValueError: no bread and no wine")
@@ -201,13 +194,13 @@ def test_a_taken_port_is_one_line(launch: Launch, index: int) -> None:
 
 
 def test_an_option_that_tritonserver_refuses_is_quoted(launch: Launch, tmp_path: Path) -> None:
-    server = launch("--", "--no-such-option", project=make_toy_project(tmp_path / "toy"))
+    server = launch("--model-repository", make_toy_repository(tmp_path / "toy"), "--", "--no-such-option")
     assert server.wait() == 1
     assert server.last_line == "serve.py: tritonserver ended with status 1: unrecognized option '--no-such-option'"
 
 
 def test_all_addresses_may_be_served(launch: Launch, tmp_path: Path) -> None:
-    server = launch("--host", "0.0.0.0", project=make_toy_project(tmp_path / "toy")).wait_until_ready()
+    server = launch("--host", "0.0.0.0", "--model-repository", make_toy_repository(tmp_path / "toy")).wait_until_ready()
     assert server.stdout == f"READY http://0.0.0.0:{server.ports[0]}\n"
 
 

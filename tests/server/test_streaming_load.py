@@ -80,12 +80,8 @@ def test_clients_that_leave_at_random_moments_leave_nothing_behind(server: Serve
     wait_until(is_as_before, "process with as few threads and open files as before")
 
 
-def make_dawdling_project(folder: Path) -> Path:
-    """This project with a slow postprocessing, and a second ensemble_stream, whose own has two instances."""
-    shutil.copytree(PROJECT / "tools" / "serving", folder / "tools" / "serving")
-    shutil.copy(PROJECT / "tools" / "serve.py", folder / "tools")
-    (folder / "backends").symlink_to(PROJECT / "backends")
-    repository = folder / "model_repository"
+def make_dawdling_repository(repository: Path) -> Path:
+    """The model repository with a slow postprocessing, and a second ensemble_stream, whose own has two instances."""
     for model in (PROJECT / "model_repository").iterdir():
         (repository / model.name).mkdir(parents=True)
         shutil.copy(model / "config.pbtxt", repository / model.name)
@@ -106,11 +102,12 @@ def make_dawdling_project(folder: Path) -> Path:
         text = (config / "config.pbtxt").read_text()
         assert old in text
         (config / "config.pbtxt").write_text(text.replace(old, new))
-    return folder
+    return repository
 
 
 def test_pieces_keep_their_order_behind_a_step_that_dawdles(launch: Launch, tmp_path: Path) -> None:
-    server = launch("--", "--exit-timeout-secs=5", project=make_dawdling_project(tmp_path / "slow")).wait_until_ready()
+    server = launch("--model-repository", make_dawdling_repository(tmp_path / "slow"), "--", "--exit-timeout-secs=5")
+    server.wait_until_ready()
     expected = generate(server, max_tokens=40)["text_output"]
     for model in ("ensemble_stream", "ensemble_two"):
 

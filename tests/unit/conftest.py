@@ -4,7 +4,6 @@ random checkpoints of either kind."""
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
-sys.path[:0] = [str(REPOSITORY / step / "1") for step in ("preprocessing", "postprocessing")]
 
 MakeCheckpoint = Callable[..., Path]
 WriteFasterTransformer = Callable[..., Path]

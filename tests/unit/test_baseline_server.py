@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from baseline_server import GenerateRequest, Model
 from pydantic import ValidationError
-from serve import EMBEDDED_MODEL
+
+from gptj_triton.bench.baseline_server import GenerateRequest, Model
+from gptj_triton.project import EMBEDDED_MODEL
 
 PROMPTS = ["Once upon a time", "The wolf knocked at the door and cried, and the youngest of the seven kids", "A king"]
 

@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from client import (
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
+
+from gptj_triton.client import (
     FIELDS,
     MODEL,
     STREAMING_MODEL,
@@ -21,8 +24,6 @@ from client import (
     parse_arguments,
     tensor,
 )
-from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 EXAMPLES: dict[type, Any] = {str: "the end", int: 3, float: 0.5, bool: True}

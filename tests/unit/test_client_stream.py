@@ -10,7 +10,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from client import Client, ClientError, ConnectionFailedError, InvalidFieldError, NoAnswerInTimeError, ServerError
+
+from gptj_triton.client import (
+    Client,
+    ClientError,
+    ConnectionFailedError,
+    InvalidFieldError,
+    NoAnswerInTimeError,
+    ServerError,
+)
 
 PIECE = {
     "text_output": "é",

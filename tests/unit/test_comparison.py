@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compare import parse_arguments
-from comparison.cost import Cost, read_samples
-from comparison.load import Exchange, read_report, read_text
-from comparison.prompts import make_prompts
-from comparison.report import merge, ratios, summary
-from comparison.results import count_equal, make_row, request_count
-from perf_analyzer import PerfError
 from tokenizers import Tokenizer
+
+from gptj_triton.bench.comparison.command import parse_arguments
+from gptj_triton.bench.comparison.cost import Cost, read_samples
+from gptj_triton.bench.comparison.load import Exchange, read_report, read_text
+from gptj_triton.bench.comparison.prompts import make_prompts
+from gptj_triton.bench.comparison.report import merge, ratios, summary
+from gptj_triton.bench.comparison.results import count_equal, make_row, request_count
+from gptj_triton.bench.perf_analyzer import PerfError
 
 COST = Cost(
     cpu_seconds=3.0,

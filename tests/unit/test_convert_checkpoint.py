@@ -15,15 +15,16 @@ from typing import Any
 
 import pytest
 import torch
-from convert_checkpoint import Settings, convert, main
-from gptj_engine.config import ModelConfig
-from gptj_engine.errors import ConfigError
-from gptj_engine.tensor_table import DTYPES
-from gptj_engine.weights import load_weights
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GPTJForCausalLM
+
+from gptj_triton.checkpoint.convert import Settings, convert, main
+from gptj_triton.checkpoint.data_types import DTYPES
+from gptj_triton.checkpoint.model_config import ModelConfig
+from gptj_triton.checkpoint.weights import load_weights
+from gptj_triton.errors import ConfigError
 
 MakeCheckpoint = Callable[..., Path]
 Write = Callable[..., Path]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,78 +11,73 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[2]
-BACKEND = PROJECT / "backends" / "fastertransformer"
+PACKAGE = PROJECT / "gptj_triton"
 
-# Each module may import those above it, never those below. The door stands last: it knows the engine, not the reverse.
-ENGINE_ORDER = (
-    "errors",
-    "lifetime",
-    "checkpoint_files",
-    "config",
-    "sampling_params",
-    "sequence",
-    "token_bytes",
-    "kv_pages",
-    "scheduler",
-    "batch",
-    "tensor_table",
-    "attention",
-    "transformer",
-    "huggingface",
-    "fastertransformer",
-    "weights",
-    "model_rank",
-    "sharded_model",
-    "sampler",
-    "beam",
-    "runner",
-    "engine",
-    "messages",
-    "server",
-    "client",
+# Each folder or module of the package may import from itself and from those above it, never from those below.
+ORDER = (
+    *("errors", "pidfd", "project"),
+    *("text", "checkpoint", "engine", "process", "triton", "serving", "client"),
+    *("storyteller", "bench"),
 )
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def module(path: Path) -> str:
+    """`engine.gpu.model` for gptj_triton/engine/gpu/model.py."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Names after `gptj_engine.` that a file imports."""
+    """Names after `gptj_triton.` of the modules that a file imports."""
     names: set[str] = set()
+    known = {module(file) for file in FILES}
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "gptj_engine":
+        if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("gptj_engine."):
-            names.add(node.module.split(".")[1])
-    return names
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            names |= {name if name.removeprefix("gptj_triton.") in known else node.module for name in inside}
+    return {name.removeprefix("gptj_triton.") for name in names if name.startswith("gptj_triton.")}
 
 
-def test_every_module_of_the_engine_has_its_place_in_the_order() -> None:
-    files = {path.stem for path in (BACKEND / "gptj_engine").glob("*.py")} - {"__init__"}
-    assert files == set(ENGINE_ORDER)
+def test_everything_has_its_place_in_the_order() -> None:
+    assert {module(path).split(".")[0] for path in FILES} - {""} == set(ORDER)
 
 
-@pytest.mark.parametrize("module", ENGINE_ORDER)
-def test_imports_of_the_engine_run_one_way(module: str) -> None:
-    allowed = set(ENGINE_ORDER[: ENGINE_ORDER.index(module)])
-    if module == "runner":
-        allowed.add("gpu")
-    assert imported_modules(BACKEND / "gptj_engine" / f"{module}.py") <= allowed
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_imports_run_one_way_from_folder_to_folder(path: Path) -> None:
+    folders = {name.split(".")[0] for name in imported_modules(path)}
+    own = module(path).split(".")[0]
+    allowed = ORDER[: ORDER.index(own) + 1] if own else ORDER
+    assert folders <= set(allowed)
 
 
-@pytest.mark.parametrize("path", sorted((BACKEND / "gptj_engine" / "gpu").glob("*.py")), ids=lambda path: path.stem)
-def test_what_is_for_gpus_knows_no_processes(path: Path) -> None:
-    assert imported_modules(path) <= {"gpu", *ENGINE_ORDER[: ENGINE_ORDER.index("engine")]}
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    graph = {module(path): imported_modules(path) for path in FILES}
+    graphlib.TopologicalSorter(graph).prepare()  # CycleError names the circle
+
+
+def test_no_file_changes_the_search_path() -> None:
+    for folder in ("gptj_triton", "tools", "backends", "model_repository", "tests"):
+        for path in (PROJECT / folder).rglob("*.py"):
+            assert path == Path(__file__) or "sys.path" not in path.read_text(), path
 
 
 def test_only_what_is_for_gpus_needs_triton_the_language() -> None:
-    for path in (BACKEND / "gptj_engine").glob("*.py"):
-        assert "import triton" not in path.read_text(), path.name
+    for path in FILES:
+        assert "gpu" in path.parts or "import triton\n" not in path.read_text(), path
 
 
-def test_the_engine_knows_nothing_of_triton_the_server() -> None:
-    for path in (BACKEND / "gptj_engine").rglob("*.py"):
-        assert "triton_python_backend_utils" not in path.read_text(), path.name
+def test_only_its_folder_knows_triton_the_server() -> None:
+    for path in FILES:
+        assert "triton" in path.relative_to(PACKAGE).parts or "pb_utils" not in path.read_text(), path
 
 
-def test_a_door_loads_neither_torch_nor_transformers() -> None:
-    code = "import sys, triton_io, gptj_engine.client; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=BACKEND, capture_output=True, text=True, check=True)
+def test_a_frontend_loads_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys, gptj_triton.triton.replies, gptj_triton.process.client;"
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "[]"

@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from token_text import TokenText, without_cut_character
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from tests.unit.conftest import REPOSITORY
+from gptj_triton.project import EMBEDDED_MODEL
+from gptj_triton.text.token_text import TokenText, without_cut_character
 
-STORYTELLER = REPOSITORY / "fastertransformer" / "1" / "storyteller"
 NASTY = {
     "emoji joined by ZWJ": "👩‍👩‍👧‍👦 🏴‍☠️ 👍🏽🇩🇪",
     "CJK": "昔々あるところに、おじいさんと老婆がいました。東京",
@@ -57,7 +56,7 @@ def train(directory: Path, vocab_size: int, add_prefix_space: bool) -> Path:
 @pytest.fixture(scope="module", params=["storyteller", "toy", "many merges", "prefix space"])
 def checkpoint(request: pytest.FixtureRequest, toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if request.param == "storyteller":
-        return STORYTELLER
+        return EMBEDDED_MODEL
     directory = tmp_path_factory.mktemp("tokenizer")
     if request.param == "toy":
         shutil.copy(toy_checkpoint / "tokenizer.json", directory)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import zmq
-from cancel_reports import CancelReports
+
+from gptj_triton.triton.cancel_reports import CancelReports
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from token_text import TokenText, without_cut_character
 from tokenizers import Tokenizer
+
+from gptj_triton.text.token_text import TokenText, without_cut_character
 
 END = 299
 PROMPT = "Once upon a time"

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from google.protobuf import text_format
-from request_fields import FIELDS
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import triton_to_np_dtype
+
+from gptj_triton.triton.request_fields import FIELDS
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 STEPS = ("preprocessing", "fastertransformer", "postprocessing")

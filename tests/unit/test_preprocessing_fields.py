@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from request_fields import (
+
+from gptj_triton.triton.request_fields import (
     FIELDS,
     MOST_WORD_BYTES,
     MOST_WORDS,

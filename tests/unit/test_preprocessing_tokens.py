@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from prompt_tokens import PromptTokens
-from token_tensors import column, pad_right, seeds, word_lists
 from tokenizers import AddedToken, Tokenizer, normalizers
+
+from gptj_triton.text.prompt_tokens import PromptTokens
+from gptj_triton.triton.token_tensors import column, pad_right, seeds, word_lists
 
 
 @pytest.fixture(scope="module")

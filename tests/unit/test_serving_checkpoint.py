@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gptj_engine.config import ModelConfig
-from serving.checkpoint import Checkpoint, ModelRequest, find_checkpoint
-from serving.errors import ServeError
 from tokenizers import Tokenizer
+
+from gptj_triton.checkpoint.model_config import ModelConfig
+from gptj_triton.serving.checkpoint import Checkpoint, ModelRequest, find_checkpoint
+from gptj_triton.serving.errors import ServeError
 
 PROJECT = Path(__file__).resolve().parents[2]
 EMBEDDED = PROJECT / "model_repository" / "fastertransformer" / "1" / "storyteller"
@@ -217,7 +218,7 @@ def find_on(hub_url: str, home: Path, hub_id: str) -> subprocess.CompletedProces
         "import sys\nfrom pathlib import Path\nfrom serving.checkpoint import ModelRequest, find_checkpoint\n"
         "nowhere = Path('/nowhere')\nprint(find_checkpoint(ModelRequest(sys.argv[1]), nowhere, nowhere).weights)"
     )
-    environment = {**os.environ, "HF_ENDPOINT": hub_url, "HF_HOME": str(home), "PYTHONPATH": str(PROJECT / "tools")}
+    environment = {**os.environ, "HF_ENDPOINT": hub_url, "HF_HOME": str(home)}
     command = [sys.executable, "-c", code, hub_id]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
 

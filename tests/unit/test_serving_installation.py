@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from serving.errors import ServeError
-from serving.installation import PYTHON, STUB, Triton, find_python_library, find_triton, stage_backends
+
+from gptj_triton.serving.errors import ServeError
+from gptj_triton.serving.installation import PYTHON, STUB, Triton, find_python_library, find_triton, stage_backends
 
 BACKEND = Path(__file__).resolve().parents[2] / "backends" / "fastertransformer"
 

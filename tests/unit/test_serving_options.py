@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from serving.errors import ServeError
-from serving.options import Options, read_options, resolve_engine_python
+
+from gptj_triton.serving.errors import ServeError
+from gptj_triton.serving.options import Options, read_options, resolve_engine_python
 
 
 @pytest.mark.parametrize(

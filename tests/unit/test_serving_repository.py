@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving.checkpoint import Checkpoint
-from serving.errors import ServeError
-from serving.repository import Overrides, read_config, stage_repository
 from tritonclient.grpc.model_config_pb2 import DataType
+
+from gptj_triton.serving.checkpoint import Checkpoint
+from gptj_triton.serving.errors import ServeError
+from gptj_triton.serving.repository import Overrides, read_config, stage_repository
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 OVERRIDES = Overrides(Checkpoint(Path("/w"), Path("/t"), 48), "cuda", "bf16", 2, "/opt/python", 70)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import train_storyteller
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from gptj_triton.storyteller import train as train_storyteller
 
 TINY = [
     *("--context", "128", "--width", "16", "--layers", "1", "--heads", "2", "--rotary-dim", "4"),

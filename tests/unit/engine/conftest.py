@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from gptj_engine.client import cpu_settings
-from gptj_engine.config import EngineConfig
-from gptj_engine.engine import Engine
 from transformers import GPTJForCausalLM
+
+from gptj_triton.engine.config import EngineConfig, cpu_settings
+from gptj_triton.engine.engine import Engine
 
 # An engine's environment, as it is where there are several threads. MKL reads it at its first product.
 os.environ |= cpu_settings() | {"MKL_CBWR": "AUTO,STRICT"}

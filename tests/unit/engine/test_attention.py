@@ -6,9 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gptj_engine.attention import PAGE_SIZE, KVCache
-from gptj_engine.batch import GroupPlan, StepPlan, build_batch
-from gptj_engine.config import ModelConfig
+
+from gptj_triton.checkpoint.model_config import ModelConfig
+from gptj_triton.engine.eager.attention import attend
+from gptj_triton.engine.eager.batch import build_batch
+from gptj_triton.engine.kv_cache import PAGE_SIZE, KVCache
+from gptj_triton.engine.step_plan import GroupPlan, StepPlan
 
 CPU = torch.device("cpu")
 PAGES = 100
@@ -33,7 +36,7 @@ def test_the_context_is_summed_in_place_bit_for_bit(lengths: list[int], head_siz
     [group] = batch.groups
     assert group.vectors is not None
     query = torch.randn(len(lengths), heads, head_size)
-    in_place = cache.attend(0, batch, query)
-    gathered = cache.attend(0, replace(batch, groups=[replace(group, vectors=None)]), query)
+    in_place = attend(cache, 0, batch, query)
+    gathered = attend(cache, 0, replace(batch, groups=[replace(group, vectors=None)]), query)
     assert torch.equal(in_place, gathered)
     assert in_place.shape == query.shape and in_place.abs().max() > 0

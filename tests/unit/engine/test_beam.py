@@ -11,18 +11,19 @@ from typing import Any
 
 import pytest
 import torch
-from gptj_engine.attention import KVCache
-from gptj_engine.beam import BeamSearch
-from gptj_engine.config import EngineConfig, ModelConfig
-from gptj_engine.engine import Engine
-from gptj_engine.errors import InvalidRequestError
-from gptj_engine.sampler import Sampled
-from gptj_engine.sampling_params import SamplingParams
-from gptj_engine.scheduler import Scheduled
-from gptj_engine.sequence import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPTJForCausalLM
+
+from gptj_triton.checkpoint.model_config import ModelConfig
+from gptj_triton.engine.beam import BeamSearch
+from gptj_triton.engine.config import EngineConfig
+from gptj_triton.engine.engine import Engine
+from gptj_triton.engine.kv_cache import KVCache
+from gptj_triton.engine.sampling_params import SamplingParams
+from gptj_triton.engine.scheduler import Scheduled
+from gptj_triton.engine.sequence import Sampled, Sequence
+from gptj_triton.errors import InvalidRequestError
 
 VOCABULARY = 6
 END = 5

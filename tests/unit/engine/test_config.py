@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gptj_engine.config import EngineConfig, ModelConfig
-from gptj_engine.errors import ConfigError
+
+from gptj_triton.checkpoint.model_config import ModelConfig
+from gptj_triton.engine.config import EngineConfig
+from gptj_triton.errors import ConfigError
 
 REPOSITORY = Path("/repository")
 RAW = {

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from gptj_engine.config import EngineConfig
-from gptj_engine.engine import Engine
-from gptj_engine.errors import InvalidRequestError
-from gptj_engine.sampling_params import SamplingParams
-from gptj_engine.sequence import Sequence
-from gptj_engine.token_bytes import load_token_bytes
 from tokenizers import Tokenizer
+
+from gptj_triton.engine.config import EngineConfig
+from gptj_triton.engine.engine import Engine
+from gptj_triton.engine.sampling_params import SamplingParams
+from gptj_triton.engine.sequence import Sequence
+from gptj_triton.errors import InvalidRequestError
+from gptj_triton.text.token_bytes import load_token_bytes
 
 END = 4095
 LENGTHS = [1, 2, 15, 16, 17, 100, 500]

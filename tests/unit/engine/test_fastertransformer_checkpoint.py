@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from gptj_engine.checkpoint_files import find_checkpoint_files
-from gptj_engine.config import ModelConfig
-from gptj_engine.errors import ConfigError
-from gptj_engine.tensor_table import DTYPES
-from gptj_engine.token_bytes import load_token_bytes
-from gptj_engine.transformer import ModelWeights
-from gptj_engine.weights import load_weights
 from torch import Tensor
+
+from gptj_triton.checkpoint.data_types import DTYPES
+from gptj_triton.checkpoint.files import find_checkpoint_files
+from gptj_triton.checkpoint.model_config import ModelConfig
+from gptj_triton.checkpoint.weights import ModelWeights, load_weights
+from gptj_triton.errors import ConfigError
+from gptj_triton.text.token_bytes import load_token_bytes
 
 Write = Callable[..., Path]
 

@@ -19,20 +19,20 @@ from typing import Any
 import psutil
 import pytest
 import zmq
-from gptj_engine.client import Answer, EngineClient, engine_directory
-from gptj_engine.config import EngineConfig
-from gptj_engine.errors import ConfigError, UnavailableError
-from gptj_engine.messages import Finished, NewTokens, Refused
-from gptj_engine.sampling_params import SamplingParams
 
-BACKEND = Path(__file__).resolve().parents[3] / "backends" / "fastertransformer"
+from gptj_triton.engine.config import EngineConfig
+from gptj_triton.engine.sampling_params import SamplingParams
+from gptj_triton.errors import ConfigError, UnavailableError
+from gptj_triton.process.client import Answer, EngineClient, engine_directory
+from gptj_triton.process.messages import Finished, NewTokens, Refused
+
 LONG = SamplingParams(request_output_len=900, end_id=256, min_length=900)
 SHORT = SamplingParams(request_output_len=5, end_id=256, min_length=5)
 DOOR = """
 import sys
-from gptj_engine.client import EngineClient
-from gptj_engine.config import EngineConfig
-from gptj_engine.sampling_params import SamplingParams
+from gptj_triton.process.client import EngineClient
+from gptj_triton.engine.config import EngineConfig
+from gptj_triton.engine.sampling_params import SamplingParams
 door = EngineClient(EngineConfig.from_json(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
 for _ in range(int(sys.argv[4])):
     door.submit([1, 2], SamplingParams(request_output_len=900, end_id=256, min_length=900), lambda answer: None)
@@ -257,7 +257,7 @@ def test_a_door_that_was_killed_keeps_neither_the_engine_nor_its_requests_alive(
     config: EngineConfig, server: Server, open_door: Callable[..., EngineClient], mailbox: Mailbox
 ) -> None:
     command = [sys.executable, "-c", DOOR, config.to_json(), str(server.pid), "doomed", "40"]
-    environment = os.environ | {"PYTHONPATH": str(BACKEND)}
+    environment = os.environ
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe) as doomed:
         assert doomed.stdout is not None
@@ -294,10 +294,10 @@ def test_the_engine_ends_when_its_server_dies_while_weights_load(config: EngineC
     directory.mkdir(parents=True)
     os.mkfifo(directory / "config.json")  # reading the checkpoint hangs here
     hanging = EngineConfig(str(directory), device="cpu")
-    command = [sys.executable, "-m", "gptj_engine.server", "--config", hanging.to_json()]
+    command = [sys.executable, "-m", "gptj_triton.process.server", "--config", hanging.to_json()]
     command += ["--directory", str(directory), "--server-pid", str(server.pid)]
     command += ["--door-pid", str(os.getpid())]
-    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(BACKEND)}) as loading:
+    with subprocess.Popen(command) as loading:
         wait_until((directory / "engine.sock").exists, "the engine did not come up")
         time.sleep(0.1)
         assert loading.poll() is None
@@ -314,7 +314,7 @@ def test_the_engine_ends_when_its_only_door_dies_while_weights_load(
     os.mkfifo(tmp_path / "config.json")  # reading the checkpoint hangs here
     hanging = EngineConfig(str(tmp_path), device="cpu", engine_python=sys.executable, kv_cache_gib=0.01)
     command = [sys.executable, "-c", DOOR, hanging.to_json(), str(server.pid), "doomed", "0"]
-    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(BACKEND)}) as doomed:
+    with subprocess.Popen(command) as doomed:
         directory = engine_directory(hanging, server.pid)
         wait_until((directory / "engine.sock").exists, "the engine did not come up")
         pid = int((directory / "engine.pid").read_text())
@@ -339,7 +339,7 @@ def test_an_interpreter_that_does_not_exist_is_named(server: Server, make_checkp
 
 
 def test_a_stub_knows_its_server_by_its_arguments_when_its_parent_is_another() -> None:
-    code = "import gptj_engine.lifetime; print(gptj_engine.lifetime.own_server_pid())"
+    code = "from gptj_triton.triton.stubs import own_server_pid; print(own_server_pid())"
     arguments = [sys.executable, "-c", code, "three", "four", "4242"]  # the stub's fifth names the server
-    printed = subprocess.run(arguments, env={"PYTHONPATH": str(BACKEND)}, capture_output=True, check=True).stdout
+    printed = subprocess.run(arguments, env={}, capture_output=True, check=True).stdout
     assert printed.split() == [b"4242"]

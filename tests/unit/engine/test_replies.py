@@ -11,12 +11,21 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from gptj_engine.client import EngineClient
-from gptj_engine.errors import ConfigError, UnavailableError
-from gptj_engine.messages import Finished, Load, NewTokens, Refused, Result
-from gptj_engine.sampling_params import SamplingParams
-from replies import CANCEL_CHECK_AGE, HANDLE_INTERVAL, Outputs, Replies, Reply, StreamReply, read_pace
-from triton_io import Row
+
+from gptj_triton.engine.sampling_params import SamplingParams
+from gptj_triton.errors import ConfigError, UnavailableError
+from gptj_triton.process.client import EngineClient
+from gptj_triton.process.messages import Finished, Load, NewTokens, Refused, Result
+from gptj_triton.triton.replies import (
+    CANCEL_CHECK_AGE,
+    HANDLE_INTERVAL,
+    Outputs,
+    Replies,
+    Reply,
+    StreamReply,
+    read_pace,
+)
+from gptj_triton.triton.tensors import Row
 
 TENSORS = {"input_ids": np.array([[1, 2]], np.uint32)}
 PACE = 10.0  # pieces a second, so slow that a busy machine does not blur which piece has waited

@@ -10,16 +10,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from gptj_engine import engine as engine_module
-from gptj_engine.batch import StepPlan
-from gptj_engine.config import EngineConfig, ModelConfig
-from gptj_engine.engine import Engine
-from gptj_engine.runner import Model, Runner
-from gptj_engine.sampler import Sampled, sample
-from gptj_engine.sampling_params import SamplingParams
-from gptj_engine.sequence import Sequence
-from gptj_engine.sharded_model import ShardedModel
 from torch import Tensor
+
+from gptj_triton.checkpoint.model_config import ModelConfig
+from gptj_triton.engine import engine as engine_module
+from gptj_triton.engine.config import EngineConfig
+from gptj_triton.engine.eager.sharded_model import ShardedModel
+from gptj_triton.engine.engine import Engine
+from gptj_triton.engine.runner import Model, Runner
+from gptj_triton.engine.sampler import sample
+from gptj_triton.engine.sampling_params import SamplingParams
+from gptj_triton.engine.sequence import Sampled, Sequence
+from gptj_triton.engine.step_plan import StepPlan
 
 END = 256
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from gptj_engine.sampler import sample, uniform
-from gptj_engine.sampling_params import SamplingParams
-from gptj_engine.sequence import Sequence
 from torch import Tensor
+
+from gptj_triton.engine.sampler import sample, uniform
+from gptj_triton.engine.sampling_params import SamplingParams
+from gptj_triton.engine.sequence import Sequence
 
 VOCAB = 12
 DRAWS = 4000

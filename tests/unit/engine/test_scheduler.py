@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gptj_engine.kv_pages import PagePool
-from gptj_engine.sampling_params import SamplingParams
-from gptj_engine.scheduler import Scheduled, Scheduler
-from gptj_engine.sequence import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from gptj_triton.engine.kv_pages import PagePool
+from gptj_triton.engine.sampling_params import SamplingParams
+from gptj_triton.engine.scheduler import Scheduled, Scheduler
+from gptj_triton.engine.sequence import Sequence
 
 PAGE = 4
 END = 99

@@ -19,13 +19,15 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from gptj_engine.client import Answer, EngineClient
-from gptj_engine.config import EngineConfig, ModelConfig
-from gptj_engine.errors import ConfigError
-from gptj_engine.messages import Finished, Refused, Result
-from gptj_engine.sampling_params import SamplingParams
-from gptj_engine.tensor_table import Shard
-from gptj_engine.weights import load_weights
+
+from gptj_triton.checkpoint.model_config import ModelConfig
+from gptj_triton.checkpoint.tensor_table import Shard
+from gptj_triton.checkpoint.weights import load_weights
+from gptj_triton.engine.config import EngineConfig
+from gptj_triton.engine.sampling_params import SamplingParams
+from gptj_triton.errors import ConfigError
+from gptj_triton.process.client import Answer, EngineClient
+from gptj_triton.process.messages import Finished, Refused, Result
 
 END = 256
 EIGHT_HEADS = {"n_embd": 128, "n_head": 8, "rotary_dim": 8, "n_inner": 200, "n_positions": 128}

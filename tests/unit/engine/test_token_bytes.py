@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from gptj_engine.errors import ConfigError
-from gptj_engine.token_bytes import byte_alphabet, load_token_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, pre_tokenizers
+
+from gptj_triton.errors import ConfigError
+from gptj_triton.text.token_bytes import byte_alphabet, load_token_bytes
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
 

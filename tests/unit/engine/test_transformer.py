@@ -8,18 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from gptj_engine.attention import PAGE_SIZE, KVCache
-from gptj_engine.batch import build_batch, plan_step
-from gptj_engine.config import EngineConfig, ModelConfig
-from gptj_engine.engine import Engine
-from gptj_engine.kv_pages import PagePool
-from gptj_engine.sampling_params import SamplingParams
-from gptj_engine.scheduler import Scheduled
-from gptj_engine.sequence import Sequence
-from gptj_engine.transformer import Transformer, linear
-from gptj_engine.weights import load_weights
 from torch import Tensor
 from transformers import GPTJForCausalLM
+
+from gptj_triton.checkpoint.model_config import ModelConfig
+from gptj_triton.checkpoint.weights import load_weights
+from gptj_triton.engine.config import EngineConfig
+from gptj_triton.engine.eager.batch import build_batch
+from gptj_triton.engine.eager.transformer import Transformer, linear
+from gptj_triton.engine.engine import Engine
+from gptj_triton.engine.kv_cache import PAGE_SIZE, KVCache
+from gptj_triton.engine.kv_pages import PagePool
+from gptj_triton.engine.sampling_params import SamplingParams
+from gptj_triton.engine.scheduler import Scheduled
+from gptj_triton.engine.sequence import Sequence
+from gptj_triton.engine.step_plan import plan_step
 
 CPU = torch.device("cpu")
 SHAPES: dict[str, dict[str, Any]] = {

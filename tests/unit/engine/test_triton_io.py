@@ -7,11 +7,12 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from gptj_engine.errors import InvalidRequestError
-from gptj_engine.messages import Finished, Result, Welcome
-from gptj_engine.sampling_params import Limits, SamplingParams
 from numpy.typing import NDArray
-from triton_io import PieceTensors, derived_seed, read_rows, read_stream, read_timeout, write_tensors
+
+from gptj_triton.engine.sampling_params import Limits, SamplingParams
+from gptj_triton.errors import InvalidRequestError
+from gptj_triton.process.messages import Finished, Result, Welcome
+from gptj_triton.triton.tensors import PieceTensors, derived_seed, read_rows, read_stream, read_timeout, write_tensors
 
 LIMITS = Limits(vocab_size=100, context_length=32, stop_strings=True, num_pages=20, page_size=16, max_sequences=64)
 MODEL = Welcome(engine_pid=1, limits=LIMITS, start_id=98, end_id=99)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from gptj_engine.config import ModelConfig
-from gptj_engine.errors import ConfigError
-from gptj_engine.transformer import ModelWeights
-from gptj_engine.weights import load_weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GPTJForCausalLM
+
+from gptj_triton.checkpoint.model_config import ModelConfig
+from gptj_triton.checkpoint.weights import ModelWeights, load_weights
+from gptj_triton.errors import ConfigError
 
 CPU = torch.device("cpu")
 MLP = "transformer.h.1.mlp.fc_in.weight"

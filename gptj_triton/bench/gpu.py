@@ -1,0 +1,229 @@
+"""How fast the engine is on one GPU, for a model of the shape of GPT-J 6B with random weights: decode steps beside the
+least time that reading weights and KV cache takes, time to the first token, and whole runs.
+
+The engine alone, without Triton and in this process. Prompts are distinct and random; every sequence runs to its full
+length. Times are of the host's clock around work that has ended. The last line is JSON."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from gptj_triton.checkpoint.data_types import DTYPES
+from gptj_triton.checkpoint.huggingface import views
+from gptj_triton.checkpoint.model_config import ModelConfig
+from gptj_triton.checkpoint.tensor_table import gptj_tensors
+from gptj_triton.engine.config import EngineConfig
+from gptj_triton.engine.engine import Engine
+from gptj_triton.engine.sampling_params import SamplingParams
+from gptj_triton.engine.sequence import Sequence
+from gptj_triton.errors import EngineError
+
+# Twice the context of the released model, which rotary positions allow, so that 2048 tokens can follow 2048.
+GPTJ_6B = ModelConfig(
+    vocab_size=50400,
+    context_length=4096,
+    hidden_size=4096,
+    inner_size=16384,
+    num_layers=28,
+    num_heads=16,
+    rotary_dim=64,
+    layer_norm_eps=1e-5,
+    start_id=50256,
+    end_id=50256,
+)
+STEPS = [(batch, context) for context in (128, 512) for batch in (1, 8, 32, 64, 128)] + [(256, 128)]
+FIRST_TOKENS = [(1, 128), (1, 512), (1, 2048), (8, 128), (8, 512), (64, 512)]
+RUNS = [(64, 128, 128), (1024, 128, 128), (264, 2048, 128), (36, 2048, 2048), (160, 128, 2048)]  # requests, in, out
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement. `floor` is what the copy bandwidth allows at best, in the same unit; `flops` are the operations
+    of the matrix products and attention, `bytes` what must be read at least. 0 where none is given.
+    """
+
+    what: str
+    value: float
+    unit: str
+    floor: float = 0.0
+    flops: float = 0.0
+    bytes: float = 0.0
+
+    def __str__(self) -> str:
+        beside = f"   floor {self.floor:10.2f}   {self.floor / self.value:6.1%} of the bandwidth" if self.floor else ""
+        return f"{self.what:<52}{self.value:10.2f} {self.unit:<9}{beside}"
+
+
+class Benchmark:
+    """One engine, and what reading its weights and cache costs on its GPU."""
+
+    def __init__(self, engine: Engine, data_type: str, bandwidth: float) -> None:
+        """`bandwidth` in bytes a second."""
+        self._engine = engine
+        self._bandwidth = bandwidth
+        self._random = random.Random(0)
+        model, size = engine.model, DTYPES[data_type].itemsize
+        tensors = gptj_tensors(model).values()
+        weights = {tensor.name: torch.Size(tensor.shape).numel() for tensor in tensors if tensor.name != "wte"}
+        self._weight_bytes = size * sum(weights.values())
+        self._head_flops = 2 * weights["lm_head.weight"]  # for each token whose logits are wanted
+        self._layer_flops = 2 * sum(weights.values()) - self._head_flops  # for each token
+        self._attention_flops = 4 * model.num_layers * model.hidden_size  # for each token and position it sees
+        self._token_bytes = 2 * model.num_layers * model.hidden_size * size
+
+    def decode_step(self, batch: int, context: int, steps: int = 32) -> Row:
+        """Time of a step of `batch` sequences, each with a context of `context` tokens or little more."""
+        engine = self._engine
+        while_prompts_are_computed = batch * context // engine.scheduler.step_tokens + 2
+        self._submit(self._sequences(batch, context, while_prompts_are_computed + steps + 8))
+        while len(engine.scheduler.running) < batch or not all(one.decoding for one in engine.scheduler):
+            engine.step()
+        cached = sum(sequence.num_cached for sequence in engine.scheduler) + batch * steps / 2
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            for _ in range(steps // 4):
+                engine.step()
+            torch.cuda.synchronize()
+            times.append((time.perf_counter() - start) / (steps // 4))
+        self._drain()
+        flops = batch * (self._layer_flops + self._head_flops) + cached * self._attention_flops
+        read = self._weight_bytes + cached * self._token_bytes
+        what = f"decode step, batch {batch}, context {context}"
+        return Row(what, 1e3 * median(times), "ms", 1e3 * read / self._bandwidth, flops, read)
+
+    def first_token(self, batch: int, length: int) -> Row:
+        """Time from the arrival of `batch` prompts to the first token of the last of them."""
+        times = []
+        for _ in range(3):
+            sequences = self._sequences(batch, length, 1)
+            start = time.perf_counter()
+            self._submit(sequences)
+            self._drain()
+            times.append(time.perf_counter() - start)
+        flops = batch * (length * self._layer_flops + self._head_flops + length**2 / 2 * self._attention_flops)
+        what = f"first token, {batch} x {length} tokens"
+        return Row(what, 1e3 * median(times[1:]), "ms", flops=flops, bytes=self._weight_bytes)
+
+    def whole_run(self, requests: int, length: int, new: int) -> Row:
+        """Output tokens a second of requests that arrive all at once, from the first prompt to the last token."""
+        sequences = self._sequences(requests, length, new)
+        start = time.perf_counter()
+        self._submit(sequences)
+        self._drain()
+        seconds = time.perf_counter() - start
+        return Row(f"whole run {length}/{new}, {requests} requests", requests * new / seconds, "tokens/s")
+
+    def _sequences(self, count: int, length: int, new: int) -> list[Sequence]:
+        end_id, vocabulary = self._engine.model.end_id, range(self._engine.model.vocab_size)
+        params = SamplingParams(request_output_len=new, min_length=new, end_id=end_id)
+        return [Sequence(number, self._random.choices(vocabulary, k=length), params) for number in range(count)]
+
+    def _submit(self, sequences: list[Sequence]) -> None:
+        for sequence in sequences:
+            self._engine.submit(sequence)
+
+    def _drain(self) -> None:
+        while self._engine.busy:
+            self._engine.step()
+
+
+def write_random_checkpoint(directory: Path, model: ModelConfig, data_type: str) -> None:
+    """A Hugging Face checkpoint of normally distributed weights; the seed is fixed."""
+    torch.manual_seed(0)
+    tensors: dict[str, torch.Tensor] = {}
+    for spec in gptj_tensors(model).values():
+        mean = float(spec.name.endswith("layernorm.weight"))
+        whole = torch.empty(spec.shape, dtype=DTYPES[data_type], device="cuda").normal_(mean, 0.02)
+        tensors |= {name: view.contiguous().cpu() for name, view in views(spec.name, whole).items()}
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps(model.to_huggingface()))
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second that a copy within the GPU's memory reads and writes."""
+    source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    times = []
+    for _ in range(12):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        target.copy_(source)
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3)
+    return 2 * source.numel() / float(median(times[2:]))
+
+
+def measure(benchmark: Benchmark, quick: bool) -> Iterator[Row]:
+    """All rows, each as soon as it is measured; with `quick` only the smallest."""
+    yield from (benchmark.decode_step(*step) for step in (STEPS[:1] if quick else STEPS))
+    yield from (benchmark.first_token(*prompts) for prompts in (FIRST_TOKENS[:1] if quick else FIRST_TOKENS))
+    yield from (benchmark.whole_run(*run) for run in (RUNS[:1] if quick else RUNS))
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint (default: random weights)")
+    parser.add_argument("--data-type", choices=("fp16", "bf16"), default="fp16")
+    parser.add_argument("--quick", action="store_true", help="one row of each kind")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the result besides")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace, checkpoint: Path) -> Iterator[dict[str, Any]]:
+    """Print the table as it grows; gives the result so far at every row."""
+    bandwidth = copy_bandwidth()
+    torch.cuda.empty_cache()  # the engine takes what is left
+    if options.model is None:
+        write_random_checkpoint(checkpoint, GPTJ_6B, options.data_type)
+    started = time.perf_counter()
+    engine = Engine(EngineConfig(str(checkpoint), device="cuda", data_type=options.data_type))
+    ready = time.perf_counter() - started
+    device = torch.cuda.get_device_name()
+    print(f"{device}, copy bandwidth {bandwidth / 1e12:.2f} TB/s, {options.data_type}; {engine.summary()}")
+    result: dict[str, Any] = {
+        "device": device,
+        "torch": torch.__version__,
+        "copy_bandwidth": bandwidth,
+        "data_type": options.data_type,
+        "rows": [],
+    }
+    rows = measure(Benchmark(engine, options.data_type, bandwidth), options.quick)
+    for row in itertools.chain([Row("engine ready, with the files in the system's cache", ready, "s")], rows):
+        print(row, flush=True)
+        result["rows"].append(asdict(row))
+        yield result
+    engine.check_integrity()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    if not torch.cuda.is_available():
+        print("benchmark_gpu.py: torch finds no CUDA GPU here", file=sys.stderr)
+        return 1
+    try:
+        with tempfile.TemporaryDirectory(prefix="gptj-benchmark-") as folder:
+            for result in run(options, options.model or Path(folder)):
+                if options.json:  # at every row, so that a run that is cut short has not been in vain
+                    options.json.write_text(json.dumps(result) + "\n")
+    except EngineError as error:
+        print(f"benchmark_gpu.py: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(result))
+    return 0

@@ -1,0 +1,190 @@
+"""Reads tensors from a Hugging Face GPT-J: safetensors or pytorch_model.bin, in one file or sharded.
+
+Knows Hugging Face's names and layouts, which `views` maps to those of the tensor table; knows nothing of how the
+weights are used.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from gptj_triton.checkpoint.data_types import DTYPES
+from gptj_triton.checkpoint.files import HUGGINGFACE_WEIGHTS
+from gptj_triton.checkpoint.model_config import ModelConfig
+from gptj_triton.checkpoint.tensor_table import gptj_tensors
+from gptj_triton.errors import ConfigError
+
+OUTER_NAMES = {
+    "wte": "transformer.wte.weight",
+    "final_layernorm.weight": "transformer.ln_f.weight",
+    "final_layernorm.bias": "transformer.ln_f.bias",
+    "lm_head.weight": "lm_head.weight",
+    "lm_head.bias": "lm_head.bias",
+}
+LAYER_NAMES = {
+    "input_layernorm.weight": "ln_1.weight",
+    "input_layernorm.bias": "ln_1.bias",
+    "attention.dense.weight": "attn.out_proj.weight",
+    "mlp.dense_h_to_4h.weight": "mlp.fc_in.weight",
+    "mlp.dense_h_to_4h.bias": "mlp.fc_in.bias",
+    "mlp.dense_4h_to_h.weight": "mlp.fc_out.weight",
+    "mlp.dense_4h_to_h.bias": "mlp.fc_out.bias",
+}
+# Constants that older releases of transformers saved with the weights.
+LEGACY_BUFFER = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias|embed_positions|rotary_emb\.inv_freq)")
+
+
+def views(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """The Hugging Face tensors that make up the tensor `name` of the table, as views of `tensor`.
+
+    Linear layers are [out, in] here, and query, key and value three of them.
+    """
+    if name in OUTER_NAMES:
+        return {OUTER_NAMES[name]: tensor}
+    _, number, rest = name.split(".", 2)
+    layer = f"transformer.h.{number}."
+    if rest == "attention.query_key_value.weight":
+        return {f"{layer}attn.{kind}_proj.weight": tensor[:, index].T for index, kind in enumerate("qkv")}
+    return {layer + LAYER_NAMES[rest]: tensor.T if tensor.ndim == 2 else tensor}
+
+
+class HuggingFaceWeights:
+    """The tensors of one directory. Names and shapes are all checked at the start, before any weight is read."""
+
+    def __init__(self, directory: Path, config: ModelConfig) -> None:
+        """Raises ConfigError naming the file, what was expected and what was found."""
+        self._origin, self._file_of = _open_files(directory)
+        # The bare GPTJModel is saved without the prefix.
+        self._prefixed = any(key.startswith("transformer.") for key in self._file_of)
+        self._tied = _has_tied_embeddings(directory)
+        shapes: dict[str, tuple[int, ...]] = {}
+        for tensor in gptj_tensors(config).values():
+            for name, view in views(tensor.name, torch.empty(tensor.shape, device="meta")).items():
+                shapes[self._key(name)] = tuple(view.shape)
+        for key, shape in shapes.items():
+            self._check(key, shape)
+        for key, file in self._file_of.items():
+            if key not in shapes and not LEGACY_BUFFER.fullmatch(key):
+                raise ConfigError(f"{file.path} has the tensor {key}, which a GPT-J of this config.json has not")
+
+    @property
+    def data_type(self) -> str | None:
+        """The type of the embedding, as its name in DTYPES; None for any other type."""
+        key = self._key(OUTER_NAMES["wte"])
+        dtype = self._file_of[key].read(key).dtype
+        return next((name for name, known in DTYPES.items() if known is dtype), None)
+
+    def copy(self, name: str, destination: Tensor) -> None:
+        """Fill `destination`, whose shape is the table's, with the tensor `name`, converted to its type and device."""
+        for stored, view in views(name, destination).items():
+            key = self._key(stored)
+            tensor = self._file_of[key].read(key)
+            if not tensor.is_floating_point():
+                raise ConfigError(f"{self._file_of[key].path}: {key} is of {tensor.dtype}, expected floating point")
+            # First to the device: that transposes and converts faster.
+            view.copy_(tensor.to(view.device))
+
+    def _key(self, name: str) -> str:
+        """The name in this checkpoint's files."""
+        key = name if self._prefixed else name.removeprefix("transformer.")
+        if key == OUTER_NAMES["lm_head.weight"] and self._tied and key not in self._file_of:
+            return self._key(OUTER_NAMES["wte"])
+        return key
+
+    def _check(self, key: str, shape: tuple[int, ...]) -> None:
+        if key not in self._file_of:
+            verb = "names no file for the tensor" if self._origin.suffix == ".json" else "has no tensor"
+            raise ConfigError(f"{self._origin} {verb} {key}")
+        file = self._file_of[key]
+        if key not in file.shapes:
+            raise ConfigError(f"{file.path} has no tensor {key}")
+        if file.shapes[key] != shape:
+            found, expected = list(file.shapes[key]), list(shape)
+            raise ConfigError(f"{file.path}: {key} has shape {found}, expected {expected} by config.json")
+
+
+class _WeightsFile(Protocol):
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+
+    def read(self, key: str) -> Tensor: ...
+
+
+class _SafetensorsFile:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with safe_open(path, framework="pt") as file:
+                self.shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"{path} cannot be read: {error}") from None
+
+    def read(self, key: str) -> Tensor:
+        # Opened each time, so that no more than this tensor of the file stays in memory.
+        with safe_open(self.path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(key)
+        return tensor
+
+
+class _PickledFile:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.shapes = {key: tuple(tensor.shape) for key, tensor in self._map().items()}
+
+    def read(self, key: str) -> Tensor:
+        # Mapped each time, for the same reason.
+        return self._map()[key]
+
+    def _map(self) -> dict[str, Tensor]:
+        try:
+            tensors = torch.load(self.path, map_location="cpu", mmap=True, weights_only=True)
+        except (OSError, RuntimeError, UnpicklingError) as error:
+            raise ConfigError(f"{self.path} cannot be read: {error}") from None
+        if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+            raise ConfigError(f"{self.path} holds something else than tensors by name")
+        return tensors
+
+
+def _open_files(directory: Path) -> tuple[Path, dict[str, _WeightsFile]]:
+    """The file or index that lists the tensors, and the file of each, from whichever layout the directory has."""
+    kinds: tuple[Callable[[Path], _WeightsFile], ...] = (_SafetensorsFile, _PickledFile)
+    for name, open_file in zip(HUGGINGFACE_WEIGHTS, kinds, strict=True):
+        index = directory / f"{name}.index.json"
+        if index.exists():
+            file_of = _read_index(index)
+            opened = {file: open_file(directory / file) for file in sorted(set(file_of.values()))}
+            # A tensor that the index leaves out is as unknown as one that it names.
+            unlisted = {key: file for file in opened.values() for key in file.shapes if key not in file_of}
+            for key, unlisted_file in unlisted.items():
+                if not LEGACY_BUFFER.fullmatch(key):
+                    raise ConfigError(f"{index} names no file for the tensor {key}, which is in {unlisted_file.path}")
+            return index, {key: opened[file] for key, file in file_of.items()}
+        if (directory / name).exists():
+            file = open_file(directory / name)
+            return file.path, dict.fromkeys(file.shapes, file)
+    raise ConfigError(
+        f"{directory} holds neither {' nor '.join(HUGGINGFACE_WEIGHTS)} (nor an .index.json of either), "
+        "and no config.ini of FasterTransformer"
+    )
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{index} is no index of weights: {error!r}") from None
+
+
+def _has_tied_embeddings(directory: Path) -> bool:
+    """Whether config.json lets the output matrix be the embedding, which is then saved once."""
+    path = directory / "config.json"
+    return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("tie_word_embeddings") is True

@@ -1,0 +1,123 @@
+"""The settings of an engine, read once and frozen."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from gptj_triton.errors import ConfigError
+
+DATA_TYPES = ("auto", "fp32", "fp16", "bf16")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def cpu_settings(ranks: int = 1) -> dict[str, str]:
+    """How torch uses the processor in each of `ranks` processes, unless the environment says otherwise.
+
+    One core is left to the server's processes, and a thread that waits for another does not spin: it would take the
+    core from the one that it waits for. With several threads, a power of two of them and MKL's strict mode keep a row's
+    result, bit for bit, from depending on how many rows there are (oneMKL, Conditional Numerical Reproducibility).
+    """
+    spare_cores = max(1, (len(os.sched_getaffinity(0)) - 1) // ranks)
+    threads = 1 << (spare_cores.bit_length() - 1)
+    strict = {"MKL_CBWR": "AUTO,STRICT"} if threads > 1 else {}
+    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"} | strict
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """The settings of one engine: FasterTransformer's parameters of `config.pbtxt`, then this backend's own.
+
+    `kv_cache_gib` bounds the KV cache; 0 means 1 GiB on a CPU and all that is left on a GPU. `step_tokens` is the most
+    tokens of prompts that one step computes, so that a long prompt does not stall running requests (0 means 256 on a
+    CPU and 2048 on a GPU); `max_sequences` is the most sequences that run at once (0 means 128 and 512).
+    `context_length` in tokens and `tokenizer_dir` are for a checkpoint that does not say the one and lacks the other; 0
+    and the empty string mean the checkpoint's own.
+    """
+
+    model_checkpoint_path: str
+    tensor_para_size: int = 1
+    pipeline_para_size: int = 1
+    data_type: str = "auto"
+    model_type: str = "GPT-J"
+    enable_custom_all_reduce: int = 0
+    int8_mode: int = 0
+    device: str = "auto"
+    engine_python: str = "python3"
+    kv_cache_gib: float = 0.0
+    step_tokens: int = 0
+    max_sequences: int = 0
+    context_length: int = 0
+    tokenizer_dir: str = ""
+
+    def __post_init__(self) -> None:
+        only: dict[str, tuple[object, ...]] = {
+            "pipeline_para_size": (1,),
+            "data_type": DATA_TYPES,
+            "model_type": ("GPT-J",),
+            "enable_custom_all_reduce": (0,),
+            "int8_mode": (0,),
+            "device": DEVICES,
+        }
+        for name, allowed in only.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ConfigError(f"parameter {name} is {value!r}, allowed: {', '.join(map(str, allowed))}")
+        least = {"tensor_para_size": 1, "kv_cache_gib": 0, "step_tokens": 0, "max_sequences": 0, "context_length": 0}
+        for name, minimum in least.items():
+            if not minimum <= getattr(self, name) < math.inf:
+                raise ConfigError(f"parameter {name} is {getattr(self, name)}, allowed: {minimum} or more, and finite")
+
+    def for_device(self, is_gpu: bool) -> EngineConfig:
+        """The same with the sizes of a step, where they were left open, that suit a GPU or a CPU."""
+        step_tokens, max_sequences = (2048, 512) if is_gpu else (256, 128)
+        return replace(
+            self, step_tokens=self.step_tokens or step_tokens, max_sequences=self.max_sequences or max_sequences
+        )
+
+    @property
+    def checkpoint(self) -> Path:
+        return Path(self.model_checkpoint_path)
+
+    @property
+    def tokenizer(self) -> Path:
+        """Where `tokenizer.json` is looked for, as a checkpoint is."""
+        return Path(self.tokenizer_dir or self.model_checkpoint_path)
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, str], repository: Path) -> EngineConfig:
+        """Build from the parameters of `config.pbtxt`, all strings; an empty value means the default.
+
+        A relative path starts at `repository`. Raises ConfigError for an unknown name, a value of the wrong type, one
+        out of range, or a checkpoint that is not named.
+        """
+        types = {field.name: field.type for field in fields(cls)}
+        convert: dict[str, type] = {"int": int, "float": float, "str": str}
+        values: dict[str, Any] = {}
+        for name, text in parameters.items():
+            if name not in types:
+                raise ConfigError(f"parameter {name} is unknown, known: {', '.join(types)}")
+            if text == "":
+                continue
+            try:
+                values[name] = convert[str(types[name])](text)
+            except ValueError:
+                raise ConfigError(f"parameter {name} is {text!r}, expected {types[name]}") from None
+        if "model_checkpoint_path" not in values:
+            raise ConfigError("parameter model_checkpoint_path is missing, expected the directory of a checkpoint")
+        for name in ("model_checkpoint_path", "tokenizer_dir"):
+            if name in values:
+                values[name] = str(repository / values[name])
+        return cls(**values)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> EngineConfig:
+        return cls(**json.loads(text))

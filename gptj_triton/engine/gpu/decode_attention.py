@@ -1,0 +1,344 @@
+"""Attention of a decode step: one new token a row, its context read through page tables. Knows no layers or batches.
+
+B rows of a bucket, of which the dead ones have position -1; D head size, a power of two from 16 up; A = heads * D and F
+the inner size, of this rank; PAGE tokens a page. Two kernels: the first reads each row's K and V once, cut into splits
+that run side by side (Dao et al., 2023, Flash-Decoding), the second adds the splits up and applies GELU on the way.
+Grids and shapes depend on the bucket alone, and no result on the other rows.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional
+
+from gptj_triton.engine.gpu.overlap import let_next_begin, overlap, wait_for_last
+from gptj_triton.engine.rotary import rotate
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+class DecodeLaunch(NamedTuple):
+    """How the kernels are launched; what stands here was fastest on an H100 for the heads of GPT-J 6B.
+
+    `programs` is how many of the first kernel a bucket aims at (splits are made to reach it, `most_splits` at most),
+    and no split takes less than `least_pages`; `tile_pages` pages are in registers at once, `stages` - 1 tiles on their
+    way to shared memory (with 1 stage loads go straight to registers). `columns` and `combined` are elements a program
+    of the second: of GELU, and of partial results.
+    """
+
+    programs: int = 1024
+    most_splits: int = 64
+    least_pages: int = 2
+    tile_pages: int = 1
+    warps: int = 2
+    stages: int = 3
+    columns: int = 1024
+    combined: int = 4096
+    combine_warps: int = 4
+
+
+def decode_launch(rows: int) -> DecodeLaunch:
+    """How `decode_attention` is launched for a bucket unless it is told."""
+    return DecodeLaunch(least_pages=1) if rows == 1 else DecodeLaunch()
+
+
+def decode_splits(rows: int, heads: int, launch: DecodeLaunch | None = None) -> int:
+    """Splits of a context in a bucket of `rows`: a power of two."""
+    launch = launch or decode_launch(rows)
+    wanted = triton.next_power_of_2(-(-launch.programs // (rows * heads)))
+    return int(min(wanted, launch.most_splits))
+
+
+def decode_workspace_size(rows: int, heads: int, head_size: int, launch: DecodeLaunch | None = None) -> int:
+    """float32 numbers that `decode_attention` needs for its partial results; a larger workspace does as well."""
+    return rows * heads * decode_splits(rows, heads, launch) * (head_size + 2)
+
+
+def decode_attention(
+    projected: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    tables: Tensor,
+    positions: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    activations: Tensor,
+    workspace: Tensor,
+    launch: DecodeLaunch | None = None,
+) -> None:
+    """Write each live row's K and V to the cache, and its attention and GELU to `activations` [B, A + F].
+
+    `projected` [B, 3A + F], contiguous: q, k, v, fc_in, not yet rotated, and left so. `keys` [pages, heads, D, PAGE]
+    and `values` [pages, heads, PAGE, D] of a layer, contiguous and of one dtype. `tables` int32 [B, P]: pages in order,
+    of which no entry is read beyond the row's position. `positions` int32 [B]. `cos`, `sin` float32 [context,
+    rotary_dim / 2]. `workspace` float32, `decode_workspace_size` numbers or more. A dead row's activations stay as they
+    are, and nothing of it is read.
+    """
+    rows, heads, head_size, page = projected.shape[0], keys.shape[1], keys.shape[2], keys.shape[3]
+    launch = launch or decode_launch(rows)
+    attended = heads * head_size
+    inner = projected.shape[1] - 3 * attended
+    splits = decode_splits(rows, heads, launch)
+    parts = rows * heads * splits
+    partial, maxima, sums = workspace[: parts * (head_size + 2)].split((parts * head_size, parts, parts))
+    _attend_kernel[rows, heads, splits](
+        projected,
+        projected.stride(0),
+        keys,
+        values,
+        tables,
+        tables.stride(0),
+        positions,
+        cos,
+        sin,
+        partial,
+        maxima,
+        sums,
+        HEADS=heads,
+        D=head_size,
+        PAGE=page,
+        ROTARY=2 * cos.shape[1],
+        SPLITS=splits,
+        LEAST_PAGES=launch.least_pages,
+        TILE_PAGES=launch.tile_pages,
+        STAGES=launch.stages,
+        num_warps=launch.warps,
+        **overlap(projected.device),
+    )
+    part = min(head_size, max(16, launch.combined // splits))
+    attended_blocks = attended // part
+    _combine_and_gelu_kernel[rows, attended_blocks + triton.cdiv(inner, launch.columns)](
+        projected,
+        projected.stride(0),
+        positions,
+        partial,
+        maxima,
+        sums,
+        activations,
+        activations.stride(0),
+        inner,
+        HEADS=heads,
+        D=head_size,
+        PAGE=page,
+        SPLITS=splits,
+        LEAST_PAGES=launch.least_pages,
+        PART=part,
+        COLUMNS=launch.columns,
+        num_warps=launch.combine_warps,
+        **overlap(projected.device),
+    )
+
+
+def decode_attention_reference(
+    projected: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    tables: Tensor,
+    positions: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    activations: Tensor,
+) -> None:
+    """`decode_attention` in plain torch operations, computed in float32, a row at a time."""
+    _, heads, head_size, page = keys.shape
+    attended = heads * head_size
+    for row, position in enumerate(positions.tolist()):
+        if position < 0:
+            continue
+        query, key, value = projected[row, : 3 * attended].to(torch.float32, copy=True).view(3, heads, head_size)
+        rotations = torch.complex(cos[position], sin[position])
+        rotate(query, rotations)
+        rotate(key, rotations)
+        last, slot = divmod(position, page)
+        keys[tables[row, last], :, :, slot] = key.to(keys.dtype)
+        values[tables[row, last], :, slot] = value.to(values.dtype)
+        result = attend_reference(query[:, None], keys, values, tables[row], position)
+        activations[row, :attended] = result.flatten()
+        activations[row, attended:] = functional.gelu(projected[row, 3 * attended :].float(), approximate="tanh")
+
+
+def attend_reference(query: Tensor, keys: Tensor, values: Tensor, table: Tensor, start: int) -> Tensor:
+    """Attention of consecutive tokens, the first at position `start`, over the pages of their sequence.
+
+    `query` float32 [heads, M, D], rotated; `table` int32 [P]; returns float32 [heads, M, D].
+    """
+    _, _, head_size, page = keys.shape
+    end = start + query.shape[1]
+    pages = table[: -(-end // page)].long()
+    key = keys[pages].permute(1, 0, 3, 2).flatten(1, 2)[:, :end].float()  # [heads, C, D]
+    value = values[pages].transpose(0, 1).flatten(1, 2)[:, :end].float()
+    scores = query @ key.transpose(1, 2) * head_size**-0.5  # [heads, M, C]
+    hidden = torch.arange(end, device=query.device) > torch.arange(start, end, device=query.device)[:, None]
+    return torch.softmax(scores.masked_fill(hidden, -torch.inf), dim=-1) @ value
+
+
+@triton.jit
+def working_splits(position, PAGE: tl.constexpr, SPLITS: tl.constexpr, LEAST_PAGES: tl.constexpr):
+    """How many splits have work for a token at `position`: none at -1, and the first one always otherwise."""
+    shares = tl.cdiv(tl.cdiv(position, PAGE), LEAST_PAGES)
+    return tl.where(position < 0, 0, tl.minimum(tl.maximum(shares, 1), SPLITS))
+
+
+@triton.jit
+def rotated_head(head, cos, sin, position, D: tl.constexpr, ROTARY: tl.constexpr):
+    """float32 [D]: a head's vector, its neighbours (0, 1), (2, 3), … among the first ROTARY turned."""
+    dims = tl.arange(0, D)
+    turned = dims < ROTARY
+    own = tl.load(head + dims).to(tl.float32)
+    other = tl.load(head + (dims ^ 1), mask=turned, other=0.0).to(tl.float32)
+    angle = position * (ROTARY // 2) + dims // 2
+    cosine = tl.load(cos + angle, mask=turned, other=1.0)
+    sine = tl.load(sin + angle, mask=turned, other=0.0)
+    return own * cosine + tl.where(dims % 2 == 0, -other, other) * sine
+
+
+@triton.jit
+def gelu_tanh(x):
+    """GELU's tanh form, of float32: x / 2 * (1 + tanh(u)) is x / (1 + exp(-2u))."""
+    twice = 1.5957691216057308 * (x + 0.044715 * x * x * x)
+    return x / (1.0 + tl.exp(-twice))
+
+
+@triton.jit
+def _attend_kernel(
+    projected,
+    projected_stride,
+    keys,
+    values,
+    tables,
+    table_stride,
+    positions,
+    cos,
+    sin,
+    partial,
+    maxima,
+    sums,
+    HEADS: tl.constexpr,
+    D: tl.constexpr,
+    PAGE: tl.constexpr,
+    ROTARY: tl.constexpr,
+    SPLITS: tl.constexpr,
+    LEAST_PAGES: tl.constexpr,
+    TILE_PAGES: tl.constexpr,
+    STAGES: tl.constexpr,
+    OVERLAPS: tl.constexpr,
+):
+    """One split of one head of one row: `partial` [B, heads, SPLITS, D], `maxima` (of base-2 exponents) and `sums`
+    [B, heads, SPLITS].
+
+    The context before the new token is read from the cache; the new token itself belongs to split 0, which has it in
+    registers.
+    """
+    let_next_begin(OVERLAPS)
+    row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    position = tl.load(positions + row)
+    working = working_splits(position, PAGE, SPLITS, LEAST_PAGES)
+    if split >= working:
+        wait_for_last(OVERLAPS)
+        return
+    num_pages = tl.cdiv(position, PAGE)
+    first_page = num_pages * split // working
+    end_page = num_pages * (split + 1) // working
+    dims = tl.arange(0, D)
+    slots = tl.arange(0, PAGE)
+    tile = tl.arange(0, TILE_PAGES)
+    # Pages are the middle axis: the last has the vector loads, the first is spread over threads before the middle one,
+    # so a thread has all pages of a tile, and only the sum over D crosses threads.
+    in_keys = dims[:, None, None] * PAGE + slots[None, None, :]  # [D, 1, PAGE]
+    in_values = slots[:, None, None] * D + dims[None, None, :]  # [PAGE, 1, D]
+    table = tables + row.to(tl.int64) * table_stride
+    pages = tl.load(table + first_page + tile, mask=first_page + tile < end_page, other=0)
+
+    wait_for_last(OVERLAPS)
+    heads_of_row = projected + row.to(tl.int64) * projected_stride + head * D
+    query = rotated_head(heads_of_row, cos, sin, position, D, ROTARY) * (D**-0.5 * LOG2_E)
+    new_key = rotated_head(heads_of_row + HEADS * D, cos, sin, position, D, ROTARY).to(keys.dtype.element_ty)
+    new_value = tl.load(heads_of_row + 2 * HEADS * D + dims)
+    owns = split == 0
+    page = tl.load(table + position // PAGE).to(tl.int64)
+    offset = (page * HEADS + head) * (D * PAGE)
+    slot = position % PAGE
+    tl.store(keys + offset + dims * PAGE + slot, new_key, mask=owns & (dims >= 0))
+    tl.store(values + offset + slot * D + dims, new_value.to(values.dtype.element_ty), mask=owns & (dims >= 0))
+
+    # Sums over slots and dimensions stay apart until after the loop, so that a thread adds up what it loaded itself.
+    maximum = tl.where(owns, tl.sum(query * new_key.to(tl.float32)), float("-inf"))
+    weight_sums = tl.where(owns & (slots == 0), 1.0, 0.0)  # [PAGE]
+    weighted = tl.where(owns & (slots == 0)[:, None], new_value.to(tl.float32)[None, :], 0.0)  # [PAGE, D]
+    for start in tl.range(first_page, end_page, TILE_PAGES, num_stages=STAGES):
+        numbers = start + tile
+        held = numbers < end_page
+        offsets = (pages.to(tl.int64) * HEADS + head) * (D * PAGE)
+        # Here, so that the next tile's loads need not wait for it.
+        pages = tl.load(table + numbers + TILE_PAGES, mask=numbers + TILE_PAGES < end_page, other=0)
+        # Masked by page alone: a mask along the contiguous axis would cut loads to one element.
+        key = tl.load(keys + offsets[None, :, None] + in_keys, mask=held[None, :, None], other=0.0)
+        value = tl.load(values + offsets[None, :, None] + in_values, mask=held[None, :, None], other=0.0)
+        scores = tl.sum(query[:, None, None] * key.to(tl.float32), axis=0)  # [TILE_PAGES, PAGE]
+        seen = held[:, None] & ((numbers * PAGE)[:, None] + slots[None, :] < position)
+        scores = tl.where(seen, scores, float("-inf"))
+        higher = tl.maximum(maximum, tl.max(tl.max(scores, axis=1), axis=0))
+        weights = tl.trans(tl.exp2(scores - higher))  # [PAGE, TILE_PAGES]
+        rescale = tl.exp2(maximum - higher)
+        # What a page holds behind the context is another's, and may even be infinite.
+        value = tl.where(tl.trans(seen)[:, :, None], value, 0.0).to(tl.float32)
+        weight_sums = weight_sums * rescale + tl.sum(weights, axis=1)
+        weighted = weighted * rescale + tl.sum(weights[:, :, None] * value, axis=1)
+        maximum = higher
+
+    part = (row * HEADS + head) * SPLITS + split
+    tl.store(partial + part.to(tl.int64) * D + dims, tl.sum(weighted, axis=0))
+    tl.store(maxima + part, maximum)
+    tl.store(sums + part, tl.sum(weight_sums, axis=0))
+
+
+@triton.jit
+def _combine_and_gelu_kernel(
+    projected,
+    projected_stride,
+    positions,
+    partial,
+    maxima,
+    sums,
+    activations,
+    activations_stride,
+    inner,
+    HEADS: tl.constexpr,
+    D: tl.constexpr,
+    PAGE: tl.constexpr,
+    SPLITS: tl.constexpr,
+    LEAST_PAGES: tl.constexpr,
+    PART: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    OVERLAPS: tl.constexpr,
+):
+    """Some columns of one row's activations: PART of a head's D out of the splits, or COLUMNS of GELU."""
+    let_next_begin(OVERLAPS)
+    wait_for_last(OVERLAPS)
+    row, block = tl.program_id(0), tl.program_id(1)
+    working = working_splits(tl.load(positions + row), PAGE, SPLITS, LEAST_PAGES)
+    if working == 0:
+        return
+    out = activations + row.to(tl.int64) * activations_stride
+    if block < HEADS * D // PART:
+        columns = block * PART + tl.arange(0, PART)
+        splits = tl.arange(0, SPLITS)
+        held = splits < working
+        parts = (row * HEADS + block * PART // D) * SPLITS + splits
+        maximum = tl.load(maxima + parts, mask=held, other=float("-inf"))
+        rescale = tl.exp2(maximum - tl.max(maximum, axis=0))
+        total = tl.sum(tl.load(sums + parts, mask=held, other=0.0) * rescale, axis=0)
+        entries = parts.to(tl.int64)[:, None] * D + (columns % D)[None, :]
+        weighted = tl.sum(tl.load(partial + entries, mask=held[:, None], other=0.0) * rescale[:, None], axis=0)
+        tl.store(out + columns, (weighted / total).to(activations.dtype.element_ty))
+    else:
+        units = (block - HEADS * D // PART) * COLUMNS + tl.arange(0, COLUMNS)
+        inside = units < inner
+        inputs = projected + row.to(tl.int64) * projected_stride + 3 * HEADS * D
+        x = tl.load(inputs + units, mask=inside, other=0.0).to(tl.float32)
+        tl.store(out + HEADS * D + units, gelu_tanh(x).to(activations.dtype.element_ty), mask=inside)

@@ -1,0 +1,159 @@
+"""The step of sequences that decode, one new token each: a CUDA graph for each of some numbers of rows.
+
+Takes plans, knows no sequences. H is the hidden size, A that of all heads, F the inner size, V the vocabulary.
+"""
+
+from __future__ import annotations
+
+import bisect
+import logging
+import math
+import time
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gptj_triton.engine.gpu.decode_attention import decode_attention, decode_workspace_size
+from gptj_triton.engine.gpu.graphs import GpuParts, capture
+from gptj_triton.engine.gpu.matrix import MOST_ROWS, choose_tiling, linear
+from gptj_triton.engine.gpu.prompts import fill_tables
+from gptj_triton.engine.gpu.residual import add_norm, embed
+from gptj_triton.engine.kv_cache import KVCache
+from gptj_triton.engine.step_plan import GroupPlan, StepPlan
+
+# Rows that a graph is captured for.
+BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+PROGRESS_SECONDS = 2.0
+
+log = logging.getLogger("gptj_triton")
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """What the step of one bucket of B rows reads and writes, always in the same place.
+
+    `tokens`, `positions` [B] and `tables` [B, P] are views of `inputs`, int32, which the host fills: a token is an id,
+    or -1 - i for `sampled[i]`; a row that is not used has position -1.
+    """
+
+    inputs: Tensor
+    tokens: Tensor
+    positions: Tensor
+    tables: Tensor
+    residual: Tensor  # [B, H] float32
+    normed: Tensor  # [B, H]
+    projected: Tensor  # [B, 3A + F]
+    activations: Tensor  # [B, A + F]
+    update: Tensor  # [parts, B, H]
+    logits: Tensor  # [B, V] float32
+
+
+class DecodeStep:
+    """For up to `most_rows` rows. Until `capture`, kernels are launched one by one."""
+
+    def __init__(self, parts: GpuParts, most_rows: int) -> None:
+        self._parts = parts
+        self._buckets = [rows for rows in BUCKETS if rows < most_rows] + [most_rows]
+        self._memory: dict[str, Tensor] = {}
+        self._buffers = {rows: self._make_buffers(rows) for rows in reversed(self._buckets)}
+        model = parts.model
+        workspace = max(decode_workspace_size(rows, model.num_heads, model.head_size) for rows in self._buckets)
+        self._workspace = torch.empty(workspace, device=parts.device)
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+
+    def capture(self, cache: KVCache) -> None:
+        """From now on, `run` runs graphs, over this cache."""
+        self._graphs = {}
+        stream = torch.cuda.Stream(self._parts.device)
+        graph, said = None, time.monotonic()
+        for done, (rows, buffers) in enumerate(self._buffers.items()):
+            if time.monotonic() - said > PROGRESS_SECONDS:
+                said = time.monotonic()
+                log.info("compiling kernels, once for this GPU: %d of %d batch sizes done", done, len(self._buckets))
+            buffers.positions.fill_(-1)
+            buffers.tokens.zero_()
+            graph, _ = capture(partial(self._compute, buffers, cache), stream, graph)
+            self._graphs[rows] = graph
+
+    def run(self, plan: StepPlan, groups: list[GroupPlan], cache: KVCache) -> Tensor:
+        """Queue the step of `groups`, the first of the plan; returns float32 logits [rows, V] until the next step."""
+        count = sum(len(group.starts) for group in groups)
+        rows = self._buckets[bisect.bisect_left(self._buckets, count)]
+        buffers, width = self._buffers[rows], self._parts.table_width
+        inputs = np.zeros(rows * (2 + width), np.int32)
+        inputs[:count] = plan.token_ids[:count]
+        inputs[rows : rows + count] = plan.positions[:count]
+        inputs[rows + count : 2 * rows] = -1
+        fill_tables(inputs[2 * rows :].reshape(rows, width), groups)
+        buffers.inputs.copy_(torch.from_numpy(inputs).pin_memory(), non_blocking=True)
+        if rows in self._graphs:
+            self._graphs[rows].replay()
+        else:
+            self._compute(buffers, cache)
+        return buffers.logits[:count]
+
+    def _compute(self, buffers: Buffers, cache: KVCache) -> None:
+        """The step of a bucket, from its inputs to its logits."""
+        parts, weights, eps = self._parts, self._parts.weights, self._parts.model.layer_norm_eps
+        embed(buffers.tokens, parts.sampled, weights.embedding, buffers.residual)
+        update, bias = None, weights.norm_bias
+        for number, layer in enumerate(weights.layers):
+            add_norm(buffers.residual, update, bias, layer.norm_weight, layer.norm_bias, eps, buffers.normed)
+            product(buffers.normed, layer.in_weight, layer.in_bias, buffers.projected[None])
+            decode_attention(
+                buffers.projected,
+                cache.keys[number],
+                cache.values[number],
+                buffers.tables,
+                buffers.positions,
+                parts.cos,
+                parts.sin,
+                buffers.activations,
+                self._workspace,
+            )
+            product(buffers.activations, layer.out_weight, None, buffers.update)
+            update, bias = buffers.update, layer.out_bias
+        add_norm(buffers.residual, update, bias, weights.norm_weight, weights.norm_bias, eps, buffers.normed)
+        product(buffers.normed, weights.head_weight, weights.head_bias, buffers.logits[None])
+
+    def _make_buffers(self, rows: int) -> Buffers:
+        model, width, dtype = self._parts.model, self._parts.table_width, self._parts.dtype
+        hidden, inner = model.hidden_size, model.inner_size
+        splits = choose_tiling(rows, True, dtype).splits if rows <= MOST_ROWS else 1
+
+        def shared(name: str, *shape: int, dtype: torch.dtype = dtype) -> Tensor:
+            """Zeros at first. Buckets share memory, as only one runs at a time; a later one rarely needs more."""
+            size = math.prod(shape) * dtype.itemsize
+            if name not in self._memory or len(self._memory[name]) < size:
+                self._memory[name] = torch.zeros(size, dtype=torch.uint8, device=self._parts.device)
+            return self._memory[name][:size].view(dtype).view(shape)
+
+        inputs = shared("inputs", rows * (2 + width), dtype=torch.int32)
+        return Buffers(
+            inputs=inputs,
+            tokens=inputs[:rows],
+            positions=inputs[rows : 2 * rows],
+            tables=inputs[2 * rows :].view(rows, width),
+            residual=shared("residual", rows, hidden, dtype=torch.float32),
+            normed=shared("normed", rows, hidden),
+            projected=shared("projected", rows, 3 * hidden + inner),
+            activations=shared("activations", rows, hidden + inner),  # what dead rows hold is finite
+            update=shared("update", splits, rows, hidden, dtype=torch.float32 if rows <= MOST_ROWS else dtype),
+            logits=shared("logits", rows, model.vocab_size, dtype=torch.float32),
+        )
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """`x @ weight + bias` to `out` [parts, B, N], by the kernel that suits B; `weight` is a view [K, N] of [N, K]."""
+    if x.shape[0] <= MOST_ROWS:
+        linear(x, weight.T, bias, out)
+    elif out.dtype == x.dtype and bias is not None:
+        torch.addmm(bias, x, weight, out=out[0])
+    elif out.dtype == x.dtype:
+        torch.mm(x, weight, out=out[0])
+    else:
+        assert bias is not None
+        out[0].copy_(torch.addmm(bias, x, weight))

@@ -1,0 +1,98 @@
+"""GPT-J on one GPU: sequences that decode and prompts are two steps that run side by side.
+
+Takes the same plans as `sharded_model`, which is the reference: rows with one new token decode, all others are packed
+chunks of prompts. Knows no sequences. V is the vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gptj_triton.checkpoint.data_types import DTYPES
+from gptj_triton.checkpoint.model_config import ModelConfig
+from gptj_triton.checkpoint.weights import load_weights
+from gptj_triton.engine.config import EngineConfig
+from gptj_triton.engine.device import choose_data_type, memory_left
+from gptj_triton.engine.gpu.decode_step import DecodeStep
+from gptj_triton.engine.gpu.graphs import GpuParts
+from gptj_triton.engine.gpu.prompt_step import PromptStep
+from gptj_triton.engine.kv_cache import PAGE_SIZE, KVCache
+from gptj_triton.engine.rotary import rotary_table
+from gptj_triton.engine.step_plan import StepPlan
+
+log = logging.getLogger("gptj_triton")
+
+
+class GpuModel:
+    """One model on one GPU. Steps are queued; nothing waits for them but the copying of pages, which beams ask for."""
+
+    def __init__(self, config: EngineConfig, model: ModelConfig, device: torch.device) -> None:
+        """Load the weights; ConfigError when that cannot be done."""
+        dtype = DTYPES[choose_data_type(config.data_type, device)]
+        rotations = rotary_table(model, device)
+        self._parts = GpuParts(
+            model=model,
+            weights=load_weights(config.checkpoint, model, dtype, device),
+            cos=rotations.real.contiguous(),
+            sin=rotations.imag.contiguous(),
+            sampled=torch.zeros(2 * config.max_sequences, dtype=torch.int32, device=device),
+            table_width=-(-model.context_length // (16 * PAGE_SIZE)) * 16,  # kernels like round numbers
+        )
+        self._decode = DecodeStep(self._parts, config.max_sequences)
+        self._prompts = PromptStep(self._parts)
+        self._beside = torch.cuda.Stream(device)  # of prompts, which need the matrix units, as decoding does not
+        self._cache = KVCache(model, 1, dtype, device)
+
+    @property
+    def device(self) -> torch.device:
+        return self._parts.device
+
+    @property
+    def page_bytes(self) -> int:
+        """Memory that one page of the KV cache takes up."""
+        return KVCache.page_bytes(self._parts.model, self._parts.dtype)
+
+    def allocate(self, num_pages: int) -> None:
+        """Make an empty KV cache of that size, and capture graphs over it."""
+        started = time.monotonic()
+        self._cache = KVCache(self._parts.model, num_pages, self._parts.dtype, self.device)
+        self._decode.capture(self._cache)
+        self._prompts.capture(self._cache)
+        log.info("CUDA graphs captured in %.1f s", time.monotonic() - started)
+
+    @torch.inference_mode()
+    def forward(self, plan: StepPlan) -> Tensor:
+        """Queue a step; returns float32 logits [samples, V] of the plan's `last_rows`, until the next step."""
+        self._cache.copy_pages(plan.copies)
+        decoding = [group for group in plan.groups if group.num_tokens == 1]
+        prefilling = [group for group in plan.groups if group.num_tokens > 1]
+        num_decoding = sum(len(group.starts) for group in decoding)
+        stream = torch.cuda.current_stream(self.device)
+        self._beside.wait_stream(stream)
+        logits: list[Tensor] = []
+        if decoding:
+            rows = [row for row in plan.last_rows if row < num_decoding]
+            found = self._decode.run(plan, decoding, self._cache)
+            logits.append(found if len(rows) == num_decoding else found[self._parts.to_device(rows).long()])
+        if prefilling:
+            rows = [row - num_decoding for row in plan.last_rows if row >= num_decoding]
+            with torch.cuda.stream(self._beside):
+                logits.append(self._prompts.run(plan, prefilling, num_decoding, rows, self._cache))
+            stream.wait_stream(self._beside)
+        return logits[0] if len(logits) == 1 else torch.cat(logits)
+
+    def keep_sampled(self, tokens: Tensor) -> None:
+        """Note the tokens that were sampled from the logits of this step, [samples], for plans that refer to them."""
+        self._parts.sampled[: len(tokens)] = tokens
+
+    def measure(self, plan: StepPlan, use: Callable[[Tensor], object]) -> int:
+        """Bytes of the GPU that are left when a step is computed and `use` made of its logits."""
+        return memory_left(self.device, lambda: use(self.forward(plan)))
+
+    def close(self) -> None:
+        """There is no other process to end."""

@@ -1,0 +1,301 @@
+"""Attention of prompts: chunks of many packed without padding, causal against the paged cache. Knows no layer or batch.
+
+T packed tokens in S chunks; D head size, a power of two from 16 up; A = heads * D, of this rank; PAGE tokens a page.
+First every token's K and V go to the cache, then each block of queries reads its chunk's context through the page table
+with a running softmax (Dao, 2023, FlashAttention-2). No result depends on another chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gptj_triton.engine.gpu.decode_attention import LOG2_E, attend_reference
+from gptj_triton.engine.rotary import rotate
+
+
+class PrefillLaunch(NamedTuple):
+    """`queries` tokens of a chunk a program, `keys` positions a step, `stages` of which are on their way at once."""
+
+    queries: int = 128
+    keys: int = 64
+    warps: int = 8
+    stages: int = 2
+
+
+# By the bytes of shared memory that a program needs for heads of 256, the first fastest where it fits: on an H100.
+HALVES = (
+    (192 * 1024, PrefillLaunch()),
+    (131 * 1024, PrefillLaunch(queries=128, keys=32, stages=3)),
+    (0, PrefillLaunch(queries=64, keys=32, warps=4)),
+)
+FLOATS = PrefillLaunch(queries=32, keys=16, warps=8, stages=1)  # exact, so without matrix units, and slow
+
+WRITE_TOKENS, WRITE_WARPS = 16, 4
+
+
+def prefill_launch(dtype: torch.dtype, device: torch.device) -> PrefillLaunch:
+    """How `prefill_attention` is launched unless it is told."""
+    if dtype == torch.float32:
+        return FLOATS
+    if device.type != "cuda":
+        return HALVES[0][1]
+    properties = torch.cuda.get_device_properties(device)
+    room = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]  # newer than its types
+    return next(launch for needed, launch in HALVES if needed <= room)
+
+
+def query_blocks(starts: SequenceOf[int], first_rows: SequenceOf[int], queries: int) -> list[tuple[int, int]]:
+    """Chunk and first row of each block of up to `queries` tokens of one chunk, those with the longest context first.
+
+    `starts` are the S chunks' first positions, `first_rows` their first packed rows and, at the end, T.
+    """
+    blocks = [
+        (start + row - first, chunk, row)
+        for chunk, (start, first, end) in enumerate(zip(starts, first_rows[:-1], first_rows[1:], strict=True))
+        for row in range(first, end, queries)
+    ]
+    return [(chunk, row) for _, chunk, row in sorted(blocks, key=lambda block: -block[0])]
+
+
+def rotate_and_write(
+    projected: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    pages: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+) -> None:
+    """Rotate q and k of T tokens in place, and store K and V in the cache.
+
+    `projected` [T, 3A] or wider, contiguous: q, k, v first. `keys` [pages, heads, D, PAGE] and `values` [pages, heads,
+    PAGE, D] of a layer, contiguous and of one dtype. `pages`, `slots` and `positions` int32 [T], of each token; one at
+    position -1 is left alone. `cos`, `sin` float32 [context, rotary_dim / 2].
+    """
+    tokens, heads = projected.shape[0], keys.shape[1]
+    _rotate_and_write_kernel[triton.cdiv(tokens, WRITE_TOKENS), heads](
+        projected,
+        projected.stride(0),
+        keys,
+        values,
+        pages,
+        slots,
+        positions,
+        cos,
+        sin,
+        tokens,
+        HEADS=heads,
+        D=keys.shape[2],
+        PAGE=keys.shape[3],
+        ROTARY=2 * cos.shape[1],
+        TOKENS=WRITE_TOKENS,
+        num_warps=WRITE_WARPS,
+    )
+
+
+def rotate_and_write_reference(
+    projected: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    pages: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+) -> None:
+    """`rotate_and_write` in plain torch operations."""
+    _, heads, head_size, _ = keys.shape
+    live = positions >= 0
+    query_key_value = projected[live, : 3 * heads * head_size].unflatten(1, (3, heads, head_size))
+    rotate(query_key_value[:, :2], torch.complex(cos, sin)[positions[live].long()][:, None, None])
+    projected[live, : 3 * heads * head_size] = query_key_value.flatten(1)
+    keys[pages[live].long(), :, :, slots[live].long()] = query_key_value[:, 1].to(keys.dtype)
+    values[pages[live].long(), :, slots[live].long()] = query_key_value[:, 2].to(values.dtype)
+
+
+def prefill_attention(
+    projected: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    tables: Tensor,
+    starts: Tensor,
+    first_rows: Tensor,
+    blocks: Tensor,
+    activations: Tensor,
+    launch: PrefillLaunch | None = None,
+) -> None:
+    """Write the attention of each packed token over positions 0 to its own to `activations` [T, A] or wider, in front.
+
+    `projected`, `keys` and `values` as `rotate_and_write` left them. `tables` int32 [S, P]: pages in order, of which no
+    entry is read behind the chunk. `starts` int32 [S] and `first_rows` int32 [S + 1]: chunk s has rows first_rows[s] to
+    first_rows[s + 1] and positions from starts[s] on. `blocks` int32 [blocks, 2]: `query_blocks` of `launch.queries`.
+    """
+    launch = launch or prefill_launch(projected.dtype, projected.device)
+    _attend_kernel[keys.shape[1], blocks.shape[0]](  # the first axis starts first: the longest blocks of all heads
+        projected,
+        projected.stride(0),
+        keys,
+        values,
+        tables,
+        tables.stride(0),
+        starts,
+        first_rows,
+        blocks,
+        activations,
+        activations.stride(0),
+        HEADS=keys.shape[1],
+        D=keys.shape[2],
+        PAGE=keys.shape[3],
+        QUERIES=launch.queries,
+        KEYS=launch.keys,
+        num_warps=launch.warps,
+        num_stages=launch.stages,
+    )
+
+
+def prefill_attention_reference(
+    projected: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    tables: Tensor,
+    starts: Tensor,
+    first_rows: Tensor,
+    activations: Tensor,
+) -> None:
+    """`prefill_attention` in plain torch operations, computed in float32, a chunk at a time."""
+    _, heads, head_size, _ = keys.shape
+    bounds = first_rows.tolist()
+    for chunk, start in enumerate(starts.tolist()):
+        rows = slice(bounds[chunk], bounds[chunk + 1])
+        query = projected[rows, : heads * head_size].float().unflatten(1, (heads, head_size)).transpose(0, 1)
+        result = attend_reference(query, keys, values, tables[chunk], start)
+        activations[rows, : heads * head_size] = result.transpose(0, 1).flatten(1).to(activations.dtype)
+
+
+@triton.jit
+def _rotated(vectors, cos, sin, positions, live, D: tl.constexpr, ROTARY: tl.constexpr):
+    """float32 [D, tokens]: what the pointers `vectors` [tokens] lead to, neighbours among their first ROTARY turned."""
+    dims = tl.arange(0, D)
+    turned = (dims < ROTARY)[:, None] & live[None, :]
+    own = tl.load(vectors[None, :] + dims[:, None], mask=live[None, :], other=0.0).to(tl.float32)
+    other = tl.load(vectors[None, :] + (dims ^ 1)[:, None], mask=turned, other=0.0).to(tl.float32)
+    angles = positions[None, :] * (ROTARY // 2) + (dims // 2)[:, None]
+    cosine = tl.load(cos + angles, mask=turned, other=1.0)
+    sine = tl.load(sin + angles, mask=turned, other=0.0)
+    return own * cosine + tl.where((dims % 2 == 0)[:, None], -other, other) * sine
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def _rotate_and_write_kernel(
+    projected,
+    projected_stride,
+    keys,
+    values,
+    pages,
+    slots,
+    positions,
+    cos,
+    sin,
+    num_tokens,
+    HEADS: tl.constexpr,
+    D: tl.constexpr,
+    PAGE: tl.constexpr,
+    ROTARY: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
+    """TOKENS tokens of one head.
+
+    Where addresses follow no order the compiler knows, it gives neighbouring threads neighbours of the first axis. So D
+    comes first, except where K is stored: there tokens do, for their slots lie side by side.
+    """
+    tokens = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    head = tl.program_id(1)
+    position = tl.load(positions + tokens, mask=tokens < num_tokens, other=-1)
+    live = position >= 0
+    dims = tl.arange(0, D)
+    turned = (dims < ROTARY)[:, None] & live[None, :]
+    queries = projected + tokens.to(tl.int64) * projected_stride + head * D  # [TOKENS]
+    query = _rotated(queries, cos, sin, position, live, D, ROTARY).to(projected.dtype.element_ty)
+    key = _rotated(queries + HEADS * D, cos, sin, position, live, D, ROTARY).to(projected.dtype.element_ty)
+    value = tl.load((queries + 2 * HEADS * D)[None, :] + dims[:, None], mask=live[None, :], other=0.0)
+    tl.debug_barrier()  # a thread turns what its neighbour has, so all must have loaded before any stores
+    tl.store(queries[None, :] + dims[:, None], query, mask=turned)
+    tl.store((queries + HEADS * D)[None, :] + dims[:, None], key, mask=turned)
+
+    page = tl.load(pages + tokens, mask=live, other=0).to(tl.int64)
+    slot = tl.load(slots + tokens, mask=live, other=0)
+    offset = (page * HEADS + head) * (D * PAGE)
+    to_values = values + (offset + slot * D)[None, :] + dims[:, None]  # [D, TOKENS]
+    tl.store(to_values, value.to(values.dtype.element_ty), mask=live[None, :])
+    to_keys = keys + (offset + slot)[:, None] + (dims * PAGE)[None, :]  # [TOKENS, D]
+    tl.store(to_keys, tl.trans(key).to(keys.dtype.element_ty), mask=live[:, None])
+
+
+@triton.jit
+def _attend_kernel(
+    projected,
+    projected_stride,
+    keys,
+    values,
+    tables,
+    table_stride,
+    starts,
+    first_rows,
+    blocks,
+    activations,
+    activations_stride,
+    HEADS: tl.constexpr,
+    D: tl.constexpr,
+    PAGE: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+):
+    """A block of queries of one head."""
+    head, block = tl.program_id(0), tl.program_id(1)
+    chunk = tl.load(blocks + 2 * block)
+    first = tl.load(blocks + 2 * block + 1)
+    chunk_end = tl.load(first_rows + chunk + 1)
+    first_position = tl.load(starts + chunk) + first - tl.load(first_rows + chunk)
+    context = first_position + tl.minimum(QUERIES, chunk_end - first)
+    rows = first + tl.arange(0, QUERIES)
+    live = rows < chunk_end
+    position = first_position + tl.arange(0, QUERIES)
+    dims = tl.arange(0, D)
+    steps = tl.arange(0, KEYS)
+    table = tables + chunk.to(tl.int64) * table_stride
+
+    to_query = projected + (rows.to(tl.int64) * projected_stride)[:, None] + (head * D + dims)[None, :]
+    query = tl.load(to_query, mask=live[:, None], other=0.0)  # [QUERIES, D]
+    maximum = tl.full((QUERIES,), float("-inf"), tl.float32)
+    total = tl.zeros((QUERIES,), tl.float32)
+    weighted = tl.zeros((QUERIES, D), tl.float32)
+    for start in range(0, context, KEYS):
+        seen_at = start + steps
+        held = seen_at < context
+        page = tl.load(table + seen_at // PAGE, mask=held, other=0).to(tl.int64)
+        offset = (page * HEADS + head) * (D * PAGE)
+        # A page's slots lie side by side, which a page number read from memory hides from the compiler.
+        in_keys = offset[None, :] + (dims * PAGE)[:, None] + (steps % PAGE)[None, :]  # [D, KEYS]
+        in_keys = tl.max_contiguous(tl.multiple_of(in_keys, (1, PAGE)), (1, PAGE))
+        in_values = offset[:, None] + (steps % PAGE * D)[:, None] + dims[None, :]  # [KEYS, D]
+        key = tl.load(keys + in_keys)  # no mask, which would cut loads to one element: scores are masked
+        scores = tl.dot(query, key, input_precision="ieee") * (D**-0.5 * LOG2_E)
+        scores = tl.where(seen_at[None, :] <= position[:, None], scores, float("-inf"))
+        higher = tl.maximum(maximum, tl.max(scores, axis=1))
+        weights = tl.exp2(scores - higher[:, None])
+        rescale = tl.exp2(maximum - higher)
+        # What a page holds behind the context is another's, and may even be infinite.
+        value = tl.load(values + in_values, mask=held[:, None], other=0.0)
+        total = total * rescale + tl.sum(weights, axis=1)
+        weighted = tl.dot(weights.to(value.dtype), value, weighted * rescale[:, None], input_precision="ieee")
+        maximum = higher
+
+    out = activations + (rows.to(tl.int64) * activations_stride)[:, None] + (head * D + dims)[None, :]
+    tl.store(out, (weighted / total[:, None]).to(activations.dtype.element_ty), mask=live[:, None])

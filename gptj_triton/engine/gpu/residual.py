@@ -1,0 +1,117 @@
+"""The residual stream: embeddings begin it, each block's result is added to it, and the next LayerNorm taken of it.
+
+It is float32 whatever the type of the weights.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional
+
+from gptj_triton.engine.gpu.overlap import let_next_begin, overlap, wait_for_last
+
+
+@triton.jit
+def _embed_kernel(tokens, sampled, embedding, out, H, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    token = tl.load(tokens + row).to(tl.int64)
+    if token < 0:
+        token = tl.load(sampled - 1 - token).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < H
+    values = tl.load(embedding + token * H + columns, mask=inside, other=0.0)
+    tl.store(out + row * H + columns, values.to(tl.float32), mask=inside)
+
+
+def embed(tokens: Tensor, sampled: Tensor, embedding: Tensor, out: Tensor) -> None:
+    """Rows of `embedding` [V, H] to `out` [B, H] float32, by `tokens` [B] int32: an id, or -1 - i for the id at
+    `sampled[i]` (int32), which the host need not know.
+    """
+    rows, size = out.shape
+    _embed_kernel[(rows,)](tokens, sampled, embedding, out, size, triton.next_power_of_2(size), num_warps=4)
+
+
+def embed_reference(tokens: Tensor, sampled: Tensor, embedding: Tensor) -> Tensor:
+    """The same in torch operations, float32 [B, H]."""
+    known = torch.where(tokens < 0, sampled[(-1 - tokens).clamp(min=0).long()], tokens)
+    return embedding[known.long()].float()
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _add_norm_kernel(
+    residual,
+    update,
+    bias,
+    weight,
+    norm_bias,
+    out,
+    rows,
+    H,
+    eps,
+    PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    OVERLAPS: tl.constexpr,
+):
+    let_next_begin(OVERLAPS)
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < H
+    before = tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
+    factor = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    shift = tl.load(norm_bias + columns, mask=inside, other=0.0).to(tl.float32)
+    wait_for_last(OVERLAPS)
+    x = tl.load(residual + row * H + columns, mask=inside, other=0.0)
+    if PARTS > 0:
+        x += before
+        for part in tl.static_range(PARTS):
+            x += tl.load(update + (part * rows + row) * H + columns, mask=inside, other=0.0).to(tl.float32)
+        tl.store(residual + row * H + columns, x, mask=inside)
+    mean = tl.sum(x, axis=0) / H
+    centred = tl.where(inside, x - mean, 0.0)
+    scale = tl.rsqrt(tl.sum(centred * centred, axis=0) / H + eps)
+    tl.store(out + row * H + columns, (centred * scale * factor + shift).to(out.dtype.element_ty), mask=inside)
+
+
+def add_norm(
+    residual: Tensor,
+    update: Tensor | None,
+    bias: Tensor,
+    weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    out: Tensor,
+) -> None:
+    """residual += bias + the sum of the parts of `update`, then out = LayerNorm(residual).
+
+    `residual` [B, H] float32; `update` [parts, B, H] of any type, None where there is nothing to add (`bias` neither);
+    `bias`, `weight`, `norm_bias` [H]; `out` [B, H].
+    """
+    rows, size = residual.shape
+    parts = 0 if update is None else update.shape[0]
+    _add_norm_kernel[(rows,)](
+        residual,
+        residual if update is None else update,
+        bias,
+        weight,
+        norm_bias,
+        out,
+        rows,
+        size,
+        eps,
+        parts,
+        triton.next_power_of_2(size),
+        num_warps=8,
+        **overlap(residual.device),
+    )
+
+
+def add_norm_reference(
+    residual: Tensor, update: Tensor | None, bias: Tensor, weight: Tensor, norm_bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """The new residual and the normed rows, both float32 [B, H]."""
+    if update is not None:
+        residual = residual + bias.float() + update.float().sum(dim=0)
+    return residual, functional.layer_norm(residual, residual.shape[1:], weight.float(), norm_bias.float(), eps)

@@ -1,0 +1,129 @@
+"""One sequence on its way through the engine: the facts about it, and what follows from them. Knows no tensors.
+
+A request of a user becomes one sequence for each row and each returned sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from gptj_triton.engine.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """The token and its natural log-probability, after penalties and before top-k and top-p."""
+
+    token: int
+    log_prob: float
+
+
+@dataclass(eq=False)
+class Sequence:
+    """`num_cached` tokens of prompt + output have their K and V in `pages`, or will have when the steps under way are
+    done; the others are yet to be computed.
+
+    `group` holds the sequences that must decode in the same step: this one alone, or all beams of a search.
+    `in_flight` counts tokens that steps under way will add: they have a position, but nobody knows them yet.
+    """
+
+    key: Hashable
+    prompt: list[int]
+    params: SamplingParams
+    output: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    pages: list[int] = field(default_factory=list)
+    page_keys: list[bytes] = field(default_factory=list)
+    num_cached: int = 0
+    num_shared: int = 0  # pages whose content others were told of
+    in_flight: int = 0
+    group: list[Sequence] = field(default_factory=list)
+    top_p: float = 1.0
+    tail: bytes = b""
+    finish_reason: str | None = None
+
+    def __post_init__(self) -> None:
+        self.top_p = self.params.top_p
+        self.group = [self]
+
+    @property
+    def num_known(self) -> int:
+        return len(self.prompt) + len(self.output)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_known + self.in_flight
+
+    @property
+    def num_uncached(self) -> int:
+        return self.num_tokens - self.num_cached
+
+    @property
+    def decoding(self) -> bool:
+        """True when one token is left to compute, the one sampled last."""
+        return self.num_cached > 0 and self.num_uncached == 1
+
+    @property
+    def complete(self) -> bool:
+        """True when it needs no further step: the tokens asked for are there or in flight."""
+        return len(self.output) + self.in_flight >= self.params.request_output_len
+
+    @property
+    def cum_log_prob(self) -> float:
+        """Sum of the natural log-probabilities of a beam's output."""
+        return sum(self.log_probs)
+
+    def copy(self) -> Sequence:
+        """The same tokens in a sequence of its own, without pages."""
+        twin = Sequence(self.key, self.prompt, self.params, self.output[:], self.log_probs[:])
+        twin.page_keys, twin.top_p, twin.tail = self.page_keys[:], self.top_p, self.tail
+        return twin
+
+    def tokens(self, start: int, stop: int) -> list[int]:
+        """Token ids of prompt + output at positions `start` to `stop` - 1, as far as they are known."""
+        split = len(self.prompt)
+        return self.prompt[start:stop] + self.output[max(0, start - split) : max(0, stop - split)]
+
+    def append(self, token: int, log_prob: float, token_bytes: list[bytes]) -> None:
+        """Take a sampled token, and set `finish_reason` if it is the last one.
+
+        `token_bytes[id]` is the text of a token in UTF-8; it is only read when there are stop strings.
+        """
+        params = self.params
+        self.output.append(token)
+        if params.is_return_log_probs or params.beam_width > 1:
+            self.log_probs.append(log_prob)
+        reset = token == params.top_p_reset_id
+        self.top_p = (
+            params.top_p if reset else max(self.top_p * params.top_p_decay, min(params.top_p_min, params.top_p))
+        )
+        if token == params.end_id or self._ends_with_stop_word() or self._completes_stop_string(token, token_bytes):
+            self.finish_reason = "stop"
+        elif len(self.output) >= params.request_output_len:
+            self.finish_reason = "length"
+
+    def banned_tokens(self) -> list[int]:
+        """Ids that may not come next: the end of a bad word of which all but that stands there, the end id before
+        min_length.
+        """
+        banned = []
+        for word in self.params.bad_words:
+            head = len(word) - 1
+            if head == 0 or tuple(self.tokens(self.num_tokens - head, self.num_tokens)) == word[:-1]:
+                banned.append(word[-1])
+        if len(self.output) < self.params.min_length:
+            banned.append(self.params.end_id)
+        return banned
+
+    def _ends_with_stop_word(self) -> bool:
+        return any(tuple(self.output[-len(word) :]) == word for word in self.params.stop_words)
+
+    def _completes_stop_string(self, token: int, token_bytes: list[bytes]) -> bool:
+        stops = self.params.stop_strings
+        if not stops:
+            return False
+        window = self.tail + token_bytes[token]
+        keep = max(map(len, stops)) - 1
+        self.tail = window[-keep:] if keep else b""
+        return any(stop in window for stop in stops)

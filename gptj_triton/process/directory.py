@@ -1,0 +1,13 @@
+"""The directory in which an engine and those that use it meet: its sockets, its lock, its process id."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+
+def remove_if_empty(directory: Path) -> None:
+    """Remove the directory of an engine's sockets, and its parent, unless somebody still has a file there."""
+    with contextlib.suppress(OSError):
+        directory.rmdir()
+        directory.parent.rmdir()

@@ -1,0 +1,201 @@
+"""The command line of serve.py, read once into a frozen `Options`. Does not know what the options are used for."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import shutil
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from gptj_triton.project import REPOSITORY
+from gptj_triton.serving.errors import ServeError
+
+# tritonserver's options that the launcher sets itself: given twice, the URL that it prints would be wrong.
+OWN_SERVER_OPTIONS = (
+    *("model-repository", "model-store", "backend-directory", "exit-on-error", "allow-http"),
+    *("http-address", "http-port", "grpc-address", "grpc-port", "metrics-address", "metrics-port"),
+)
+# What a model repository served as committed takes from its own config.pbtxt.
+OVERRIDING_OPTIONS = (
+    *(
+        "model",
+        "model_repository",
+        "tokenizer",
+        "context_length",
+        "device",
+        "data_type",
+        "tensor_para_size",
+        "engine_python",
+    ),
+    *("stream_pieces_per_second", "backend_directory"),
+)
+
+PORTS = ("http_port", "grpc_port", "metrics_port")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for; None where the launcher is to choose."""
+
+    model: str | None
+    model_repository: Path
+    tokenizer: str | None
+    context_length: int | None  # tokens
+    device: str
+    data_type: str | None
+    tensor_para_size: int
+    host: str
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+    stream_pieces_per_second: int | None
+    backend_directory: Path | None
+    engine_python: str
+    print_command: bool
+    server_arguments: tuple[str, ...]
+    exit_timeout: int  # seconds that tritonserver waits for requests in flight when it is told to stop
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.http_port}"
+
+    @property
+    def local_url(self) -> str:
+        """The same for a client on this machine, where a server for all addresses listens too."""
+        return f"http://{'127.0.0.1' if self.address == '0.0.0.0' else self.address}:{self.http_port}"
+
+    @property
+    def address(self) -> str:
+        """The IPv4 address that `host` stands for: tritonserver binds to addresses only."""
+        try:
+            return socket.gethostbyname(self.host)
+        except OSError as error:
+            raise ServeError(f"--host {self.host}: not a host name or IPv4 address ({error.strerror})") from None
+
+    @property
+    def listening_arguments(self) -> list[str]:
+        """tritonserver's options for the addresses and ports."""
+        return [
+            *(f"--{name}-address={self.address}" for name in ("http", "grpc", "metrics")),
+            f"--http-port={self.http_port}",
+            f"--grpc-port={self.grpc_port}",
+            f"--metrics-port={self.metrics_port}",
+        ]
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse with its errors on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
+
+
+def port(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"{value} is not in 1 to 65535")
+    return value
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    return value
+
+
+def parser() -> OneLineParser:
+    result = OneLineParser(
+        prog="serve.py",
+        description="Serves text in, text out with GPT-J on Triton Inference Server until SIGINT or SIGTERM.",
+        epilog="Everything behind -- is given to tritonserver, for example: serve.py -- --log-verbose=1",
+        allow_abbrev=False,
+    )
+    add = result.add_argument
+    model_help = "Hugging Face or FasterTransformer directory, or hub id (default: the embedded storyteller)"
+    add("--model", metavar="DIR_OR_HUB_ID", help=model_help)
+    add(
+        "--model-repository",
+        type=Path,
+        default=REPOSITORY,
+        metavar="DIR",
+        help="what to serve (default: this project's)",
+    )
+    add("--tokenizer", metavar="DIR_OR_HUB_ID", help="where its tokenizer is (default: beside the weights)")
+    context_help = "its context in tokens, needed where no config.json says it"
+    add("--context-length", type=positive, metavar="N", help=context_help)
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
+    add("--data-type", choices=["fp32", "fp16", "bf16"], help="default: fp32 on cpu, fp16 on cuda")
+    add("--tensor-para-size", type=positive, default=1, metavar="N", help="GPUs that share the model (default: 1)")
+    add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    add("--http-port", type=port, default=8000, metavar="PORT", help="default: 8000")
+    add("--grpc-port", type=port, default=8001, metavar="PORT", help="default: 8001")
+    add("--metrics-port", type=port, default=8002, metavar="PORT", help="default: 8002")
+    pace_help = "most pieces a second of all streams together (default: what the model repository says)"
+    add("--stream-pieces-per-second", type=positive, metavar="N", help=pace_help)
+    add("--backend-directory", type=Path, metavar="DIR", help="directory with NVIDIA's fastertransformer backend")
+    add("--engine-python", default="python3", metavar="PROGRAM", help="the Python that has torch (default: this one)")
+    add("--print-command", action="store_true", help="print how to serve model_repository/ by hand, and end")
+    return result
+
+
+def read_options(arguments: Sequence[str]) -> Options:
+    """Parses the command line; a bad option ends the program with status 2 and one line on stderr."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    command_line = parser()
+    given = vars(command_line.parse_args(arguments[:end]))
+    behind = tuple(arguments[end + 1 :])
+    options = Options(**given, server_arguments=behind, exit_timeout=exit_timeout_in(behind))
+    for argument in options.server_arguments:
+        name = argument.removeprefix("--").partition("=")[0]
+        if name in OWN_SERVER_OPTIONS:
+            command_line.error(f"--{name} stands behind --, but the launcher sets it: use the launcher's own options")
+    if options.print_command:
+        for name in OVERRIDING_OPTIONS:
+            if given[name] != command_line.get_default(name):
+                command_line.error(f"--print-command serves the repository as committed: leave out {flag(name)}")
+    if len({getattr(options, name) for name in PORTS}) < len(PORTS):
+        values = ", ".join(f"{flag(name)} {getattr(options, name)}" for name in PORTS)
+        command_line.error(f"the ports must differ: {values}")
+    return options
+
+
+def exit_timeout_in(server_arguments: Sequence[str]) -> int:
+    """tritonserver's own option where it is given, else its default."""
+    server = OneLineParser(prog="serve.py", add_help=False, allow_abbrev=False)
+    server.add_argument("--exit-timeout-secs", type=int, default=30)
+    return int(server.parse_known_args(server_arguments)[0].exit_timeout_secs)
+
+
+def flag(name: str) -> str:
+    """The option that sets the field `name`."""
+    return "--" + name.replace("_", "-")
+
+
+def resolve_engine_python(options: Options) -> str:
+    """The engine's interpreter as an absolute path where one is named, and as given where the stubs' PATH decides."""
+    program = options.engine_python
+    if program == parser().get_default("engine_python"):
+        return program
+    found = shutil.which(program)
+    if found is None:
+        raise ServeError(f"--engine-python {program}: no such program")
+    return str(Path(found).absolute())
+
+
+def check_ports_are_free(options: Options) -> None:
+    """Raises ServeError that names the first port of ours which something else listens on."""
+    for name in PORTS:
+        address = (options.address, getattr(options, name))
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            # A port whose last connections are still winding down is free; one with a listener is not.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+            except OSError as error:
+                cause = "another program listens there" if error.errno == errno.EADDRINUSE else error.strerror
+                raise ServeError(f"{flag(name)} {address[1]} on {address[0]}: {cause}") from None

@@ -1,0 +1,226 @@
+"""Runs one tritonserver and answers for everything that it starts: stubs, the engine, shared memory, sockets. Does not
+know what is served.
+
+The process that runs this must be single-threaded when it starts the server. From `start` on it handles SIGINT and
+SIGTERM by waiting for them, and orphans of the server become its children (a Linux subreaper), so that none escapes
+however the server died."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import requests
+
+from gptj_triton.serving.errors import ServeError
+
+# linux/prctl.h
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+
+STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+WATCHED_SIGNALS = {*STOP_SIGNALS, signal.SIGCHLD}
+POLL_SECONDS = 0.1
+HTTP_SECONDS = 5.0
+# tritonserver counts its own exit timeout in steps of a second; after that it is killed.
+EXTRA_STOP_SECONDS = 5.0
+# The engine ends by itself within this time after tritonserver did, however that ended; stubs may hang for ever.
+ORPHAN_SECONDS = 1.0
+# An error as tritonserver logs it ("E1122 20:58:29.018764 7996 main.cc:257] "), as it prints it, as getopt or ld.so do.
+COMPLAINT = re.compile(r"(?:E\d{4} .*?\] |error: |\S*tritonserver: )(?P<cause>.+)")
+
+
+def new_region_prefix() -> str:
+    """A prefix for the names of one run's shared memory, so that no other run's regions are ever touched."""
+    return f"gptj_{os.getpid()}_{secrets.token_hex(4)}_"
+
+
+class StopRequestedError(Exception):
+    """SIGINT or SIGTERM came; `signal_number` is which."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.signal_number = signal_number
+
+
+class TritonProcess:
+    """A started tritonserver. `wait_until_ready` and `wait` raise StopRequestedError when the user stops the launcher,
+    and ServeError when the server fails; whatever happened, `stop` must follow."""
+
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], region_prefix: str, exit_timeout: float
+    ) -> None:
+        self._region_prefix = region_prefix
+        self._stop_seconds = exit_timeout + EXTRA_STOP_SECONDS
+        self._complaint = ""
+        self._last_line = ""
+        call_prctl(PR_SET_CHILD_SUBREAPER, 1)
+        # Blocked from here on, so that a signal is neither lost nor raised in the middle of a clean-up.
+        signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED_SIGNALS)
+        try:
+            self._process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                # Its own session, so that Ctrl-C in a terminal reaches it through the launcher only.
+                start_new_session=True,
+                preexec_fn=prepare_child,
+            )
+        except OSError as error:
+            raise ServeError(f"{command[0]}: {error.strerror}") from None
+        self._relay = threading.Thread(target=self._relay_output, daemon=True)
+        self._relay.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait_until_ready(self, url: str) -> None:
+        """Returns when every model is ready."""
+        with requests.Session() as session:
+            session.trust_env = False  # a proxy has no business between here and our own child
+            session.headers["Connection"] = "close"  # a connection left open holds tritonserver up when it is to stop
+            while not self._answers(session, url):
+                self._wait_for_signal(POLL_SECONDS)
+        self._wait_for_signal(0.0)  # it was our own server that answered only if that still lives
+
+    def _answers(self, session: requests.Session, url: str) -> bool:
+        """True when all is ready, False while nothing answers; ServeError when a model failed. tritonserver opens its
+        ports when it has tried to load every model."""
+        try:
+            if session.get(f"{url}/v2/health/ready", timeout=HTTP_SECONDS).ok:
+                return True
+            index = session.post(f"{url}/v2/repository/index", timeout=HTTP_SECONDS)
+        except requests.RequestException:
+            return False
+        # The user's own options for tritonserver may close the index to us.
+        raise ServeError(why_not_ready(index.json()) if index.ok else f"not every model is ready: {self._complaint}")
+
+    def wait(self) -> NoReturn:
+        """Waits until the server dies or the user stops the launcher."""
+        while True:
+            self._wait_for_signal(None)
+
+    def stop(self) -> None:
+        """Stops the server, kills it on a second signal or when it takes too long, and removes what is left of it."""
+        if self._process.poll() is None:
+            print("serve.py: stopping; a second signal kills", file=sys.stderr)
+            self._process.terminate()
+        deadline = time.monotonic() + self._stop_seconds
+        while self._process.poll() is None:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0 or next_signal(min(remaining, 1.0)) in STOP_SIGNALS:
+                self._process.kill()
+                self._process.wait()
+        end_orphans(ORPHAN_SECONDS)
+        self._relay.join(timeout=ORPHAN_SECONDS)
+        remove_traces(self.pid, self._region_prefix)
+
+    def _wait_for_signal(self, seconds: float | None) -> None:
+        """Waits for a signal, at most that long, and raises what it means."""
+        received = next_signal(seconds)
+        if received in STOP_SIGNALS:
+            raise StopRequestedError(received)
+        if self._process.poll() is not None:
+            raise ServeError(self._why_ended(self._process.returncode))
+        reap(own_children(except_for=self.pid))
+
+    def _why_ended(self, status: int) -> str:
+        self._relay.join(timeout=ORPHAN_SECONDS)
+        if status < 0:
+            return f"tritonserver was ended by {signal.Signals(-status).name}"
+        cause = self._complaint or self._last_line or "without a word"
+        return f"tritonserver ended with status {status}: {cause}"
+
+    def _relay_output(self) -> None:
+        """Copies the server's output to stderr and remembers the last error in it."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            sys.stderr.buffer.write(line)
+            sys.stderr.buffer.flush()
+            text = line.decode(errors="replace").strip()
+            self._last_line = text or self._last_line
+            complaint = COMPLAINT.match(text)
+            if complaint:
+                self._complaint = complaint["cause"].strip('" ')
+
+
+def next_signal(seconds: float | None) -> int | None:
+    """The next of the watched signals, or None when none came in time."""
+    received = signal.sigwaitinfo(WATCHED_SIGNALS) if seconds is None else signal.sigtimedwait(WATCHED_SIGNALS, seconds)
+    return None if received is None else received.si_signo
+
+
+def why_not_ready(models: Sequence[Mapping[str, str]]) -> str:
+    """One line from the repository index [{"name", "version", "state", "reason"}]; an ensemble whose step failed has no
+    reason of its own."""
+    reasons = {model["name"]: model["reason"] for model in models if model.get("reason", "unloaded") != "unloaded"}
+    if not reasons:
+        missing = ", ".join(model["name"] for model in models if model.get("state") != "READY")
+        return f"not ready, and Triton gives no reason: {missing}"
+    # What follows is the stub's traceback, which stands in the log above.
+    return "; ".join(f"model {name} cannot be loaded: {reason.split('At:')[0]}" for name, reason in reasons.items())
+
+
+def call_prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option})")
+
+
+def prepare_child() -> None:
+    """Runs in the child before tritonserver: it is told to stop when the launcher is killed, and its signals arrive."""
+    call_prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED_SIGNALS)
+
+
+def own_children(except_for: int | None = None) -> list[int]:
+    """Process ids of this process's children, zombies included."""
+    children = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # "pid (name) state parent …", and the name may hold brackets and spaces
+            parent = int(stat.read_text(errors="replace").rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if parent == os.getpid():
+            children.append(int(stat.parent.name))
+    return [pid for pid in children if pid != except_for]
+
+
+def reap(children: Sequence[int]) -> None:
+    """Takes leave of those that have ended; does not wait for the others."""
+    for pid in children:
+        os.waitpid(pid, os.WNOHANG)
+
+
+def end_orphans(seconds: float) -> None:
+    """Gives adopted processes that long to end by themselves, then kills them; returns when there are none."""
+    deadline = time.monotonic() + seconds
+    while children := own_children():
+        if time.monotonic() > deadline:
+            for pid in children:
+                os.kill(pid, signal.SIGKILL)
+        reap(children)
+        time.sleep(0.02)
+
+
+def remove_traces(server_pid: int, region_prefix: str) -> None:
+    """Removes the shared memory of the server's stubs and the directory of its engine's sockets."""
+    for region in Path("/dev/shm").glob(f"{region_prefix}*"):
+        region.unlink(missing_ok=True)
+    shutil.rmtree(Path(tempfile.gettempdir()) / f"gptj-engine-{server_pid}", ignore_errors=True)

@@ -1,0 +1,128 @@
+"""The Triton backend `fastertransformer`: requests to an engine process that all its models share.
+
+Triton loads this file for every model with `backend: "fastertransformer"`; one that is decoupled streams. It knows
+Triton's calls; the tensors are the business of `triton_io`, when to send what of `replies`, everything else of the
+engine. `execute` returns at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
+
+from gptj_triton.engine.config import EngineConfig
+from gptj_triton.errors import ConfigError, InvalidRequestError
+from gptj_triton.process.client import EngineClient
+from gptj_triton.process.messages import Load
+from gptj_triton.triton.replies import Outputs, Replies, Reply, StreamReply, read_pace
+from gptj_triton.triton.stubs import own_server_pid
+from gptj_triton.triton.tensors import read_rows, read_stream, read_timeout
+
+
+class TritonPythonModel:
+    """Triton's interface to a model of this backend."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Start or join the engine; raises TritonModelException with the engine's reason when it cannot start."""
+        model_config = json.loads(args["model_config"])
+        parameters = {name: value["string_value"] for name, value in model_config.get("parameters", {}).items()}
+        self.decoupled = bool(model_config["model_transaction_policy"]["decoupled"])
+        try:
+            # The engine is shared by all who agree in its settings, so it is not told those of one model.
+            pace = read_pace(parameters.pop("stream_pieces_per_second", "") if self.decoupled else "")
+            config = EngineConfig.from_parameters(parameters, Path(args["model_repository"]).parent)
+            self.engine = EngineClient(config, own_server_pid(), name=f"{args['model_name']}-{os.getpid()}")
+        except ConfigError as error:
+            raise pb_utils.TritonModelException(f"cannot serve GPT-J: {error}") from None
+        self.gauges = Gauges(args["model_name"])
+        self.replies = Replies(self.engine, pace, on_load=self.gauges.set)
+
+    def execute(self, requests: list[Any]) -> None:
+        """Hand every sequence of every request to the engine; `replies` answers them."""
+        for request in requests:
+            responder = TritonResponder(request)
+            try:
+                tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+                rows = read_rows(tensors, self.engine.model)
+                timeout = read_timeout(request.timeout(), request.parameters())
+                if self.decoupled and read_stream(tensors, rows):
+                    reply: Reply = StreamReply(tensors, rows, responder)
+                else:
+                    reply = Reply(tensors, rows, responder, pass_through=self.decoupled)
+            except InvalidRequestError as error:
+                responder.fail(str(error), invalid=True)
+            except Exception as error:
+                pb_utils.Logger.log_error(f"a request could not be read: {error!r}")
+                responder.fail(f"the request could not be read: {error}", invalid=False, internal=True)
+            else:
+                self.replies.submit(reply, rows, timeout)
+
+    def finalize(self) -> None:
+        """Leave the engine. Triton has waited for the requests under way, or given up on them."""
+        self.engine.close()
+        self.replies.close()
+        self.gauges.close()
+
+
+class TritonResponder:
+    """Where the responses to one request of Triton's go."""
+
+    def __init__(self, request: Any) -> None:
+        self._request = request
+        self._sender = request.get_response_sender()
+        self._tensors: dict[str, tuple[NDArray[Any], Any]] = {}  # of the last response
+
+    def send(self, outputs: Outputs, last: bool) -> None:
+        """Send tensors, as the last response or as one of several."""
+        # An array that was sent before is in shared memory already.
+        kept = {name: known for name, known in self._tensors.items() if outputs.get(name) is known[0]}
+        self._tensors = {
+            name: kept.get(name) or (array, pb_utils.Tensor(name, array)) for name, array in outputs.items()
+        }
+        response = pb_utils.InferenceResponse([tensor for _, tensor in self._tensors.values()])
+        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)
+
+    def fail(self, message: str, invalid: bool, internal: bool = False) -> None:
+        """Send an error, which is always the last response."""
+        codes = pb_utils.TritonError
+        code = codes.INVALID_ARG if invalid else codes.INTERNAL if internal else codes.UNAVAILABLE
+        response = pb_utils.InferenceResponse(error=codes(message, code))
+        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def is_cancelled(self) -> bool:
+        """Whether the client left, which Triton tells only of clients that ask this model directly, over gRPC."""
+        return bool(self._request.is_cancelled())
+
+
+class Gauges:
+    """The engine's load among Triton's metrics, with the label of the model that publishes it."""
+
+    GAUGES = (
+        ("gptj_running_sequences", "Sequences that the engine computes", "running"),
+        ("gptj_waiting_sequences", "Sequences that wait for the engine to begin", "waiting"),
+        ("gptj_kv_cache_used_pages", "Pages of the KV cache that sequences use", "used_pages"),
+        ("gptj_kv_cache_pages", "Pages of the KV cache", "pages"),
+    )
+
+    def __init__(self, model_name: str) -> None:
+        self._gauges = []
+        for name, description, field in self.GAUGES:
+            family = pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.GAUGE)
+            self._gauges.append((family, family.Metric(labels={"model": model_name}), field))
+
+    def set(self, load: Load) -> None:
+        """Publish; one thread at a time, or the server dies."""
+        for _, metric, field in self._gauges:
+            metric.set(getattr(load, field))
+
+    def close(self) -> None:
+        """Let go of the metrics while Triton can still be told: a stub that ends with any of them crashes."""
+        while self._gauges:
+            family, metric, _ = self._gauges.pop()
+            del metric
+            del family

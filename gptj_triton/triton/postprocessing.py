@@ -1,0 +1,111 @@
+"""The postprocessing step of the ensembles: FasterTransformer's output tensors to text.
+
+Only the seam to Triton; decoding stands in token_text.py. Knows nothing of the engine, and also serves a backend that
+returns FasterTransformer's outputs alone. A response of a stream brings `previous_length`; nothing is remembered
+between the responses of a stream, but one instance must get them in their order for the client to.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
+
+from gptj_triton.text import token_text
+from gptj_triton.triton import cancel_reports
+
+KEPT_TENSORS = 64  # they stay in memory that is shared with Triton
+
+
+class TritonPythonModel:
+    """One instance; Triton calls `initialize` once and `execute` with the requests that wait."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the tokenizer; `args` as Triton's Python backend gives them."""
+        parameters = json.loads(args["model_config"])["parameters"]
+        repository = Path(args["model_repository"]).parent
+        self.decoder = token_text.TokenText.load(repository / parameters["tokenizer_dir"]["string_value"])
+        self.tensors_kept: dict[tuple[Any, ...], Any] = {}
+        self.reports = cancel_reports.CancelReports()
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response for each request."""
+        return [self.answer(request) for request in requests]
+
+    def finalize(self) -> None:
+        """Close the connections to those that were told of clients that left, and give Triton's memory back."""
+        self.reports.close()
+        self.tensors_kept.clear()
+
+    def answer(self, request: Any) -> Any:
+        """The response to one request of any number of rows."""
+        inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        # Of a stream through an ensemble only this step learns that its client left; asking costs a round trip.
+        if "cancel_handle" in inputs and request.is_cancelled():
+            for failure in self.reports.send(set(inputs["cancel_handle"].ravel().tolist())):
+                pb_utils.Logger.log_warn(failure)
+        return pb_utils.InferenceResponse(self.outputs(inputs))
+
+    def kept(self, name: str, values: tuple[Any, ...], make: Callable[[], NDArray[Any]]) -> Any:
+        """The tensor that `make` makes of `values`, made once: most responses have all of their tensors but the text
+        alike.
+        """
+        found = self.tensors_kept.get((name, values))
+        if found is None:
+            if len(self.tensors_kept) >= KEPT_TENSORS:
+                self.tensors_kept.clear()
+            found = self.tensors_kept[name, values] = pb_utils.Tensor(name, make())
+        return found
+
+    def outputs(self, inputs: dict[str, NDArray[Any]]) -> list[Any]:
+        """The outputs, [B, n] for B rows of n sequences: reasons are empty strings until the last response of a stream,
+        and counts are [B, 0] until then or if no row asked for them.
+        """
+        shape = rows, sequences = inputs["sequence_length"].shape
+        lengths = inputs["sequence_length"].tolist()
+        prompt_lengths = inputs["input_lengths"].ravel().tolist()
+        end_ids = inputs["end_id"].ravel().tolist()
+        previous = inputs["previous_length"].tolist() if "previous_length" in inputs else None
+        given = inputs["finish_reason"].tolist() if "finish_reason" in inputs else None
+        pieces = [
+            self.decoder.piece(
+                ids=inputs["output_ids"][row, sequence, : lengths[row][sequence]],
+                prompt_length=prompt_lengths[row],
+                previous_length=previous[row][sequence] if previous else prompt_lengths[row],
+                end_id=end_ids[row],
+                stop_words=inputs["stop_words"][row].tolist() if "stop_words" in inputs else (),
+                reason=given[row][sequence].decode() if given else "length",
+                with_prompt="exclude_input_in_output" in inputs and not inputs["exclude_input_in_output"][row, 0],
+            )
+            for row in range(rows)
+            for sequence in range(sequences)
+        ]
+        ended = all(piece.finish_reason for piece in pieces)
+        reasons = tuple(piece.finish_reason.encode() if ended else b"" for piece in pieces)
+        counts: dict[str, NDArray[Any]] = {}
+        if ended and _asked(inputs, "return_num_input_tokens"):
+            counts["num_input_tokens"] = np.array(prompt_lengths, np.int32).reshape(rows, 1)
+        if ended and _asked(inputs, "return_num_output_tokens"):
+            new = [piece.num_output_tokens for piece in pieces]
+            counts["num_output_tokens"] = np.array(new, np.int32).reshape(shape)
+        texts = np.array([piece.text.encode() for piece in pieces], np.object_).reshape(shape)
+        return [
+            pb_utils.Tensor("text_output", texts),
+            self.kept("finish_reason", (shape, reasons), lambda: np.array(reasons, np.object_).reshape(shape)),
+            *(
+                pb_utils.Tensor(name, counts[name])
+                if name in counts
+                else self.kept(name, (rows,), lambda: np.empty((rows, 0), np.int32))
+                for name in ("num_input_tokens", "num_output_tokens")
+            ),
+        ]
+
+
+def _asked(inputs: dict[str, NDArray[Any]], flag: str) -> bool:
+    """Whether any row of the request sets `flag`: one tensor answers for all."""
+    return flag in inputs and bool(inputs[flag].any())

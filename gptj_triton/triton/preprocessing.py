@@ -1,0 +1,100 @@
+"""The preprocessing step of the ensemble: the text and fields of a request to FasterTransformer's tensors.
+
+Only the seam to Triton: what a field may be stands in request_fields.py, tokenising in prompt_tokens.py, layouts in
+token_tensors.py. Knows nothing of the engine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from numpy.typing import DTypeLike, NDArray
+
+from gptj_triton.text import prompt_tokens
+from gptj_triton.triton import request_fields, token_tensors
+
+KEPT_TENSORS = 256  # they stay in memory that is shared with Triton
+
+
+class TritonPythonModel:
+    """One instance; Triton calls `initialize` once and `execute` with the requests that wait."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the tokenizer; `args` as Triton's Python backend gives them."""
+        parameters = json.loads(args["model_config"])["parameters"]
+        repository = Path(args["model_repository"]).parent
+        self.prompts = prompt_tokens.PromptTokens.load(repository / parameters["tokenizer_dir"]["string_value"])
+        self.limits = request_fields.Limits(
+            self.prompts.context_length, self.prompts.vocab_size, self.prompts.longest_token
+        )
+        self.tensors_kept: dict[tuple[str, tuple[float, ...]], Any] = {}
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response for each request: its tensors, or the error that names the field."""
+        return [self.answer(request) for request in requests]
+
+    def finalize(self) -> None:
+        """Give Triton's memory back."""
+        self.tensors_kept.clear()
+
+    def answer(self, request: Any) -> Any:
+        """The response to one request of any number of rows; a row that cannot be served fails the whole request."""
+        try:
+            request_fields.check_parameters(request.parameters())
+            arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            rows = request_fields.read_rows(arrays, self.limits)
+            return pb_utils.InferenceResponse(self.tensors(rows, set(request.requested_output_names())))
+        except request_fields.FieldError as error:
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
+
+    def tensors(self, rows: list[request_fields.Row], wanted: set[str]) -> list[Any]:
+        """The outputs for checked rows; stop_words_list only where `wanted` has it. Raises FieldError."""
+        prompts, lengths = [], []
+        for index, row in enumerate(rows):
+            try:
+                prompts.append(self.prompts.encode(row.text_input))
+                lengths.append(request_fields.new_token_limit(row, len(prompts[-1]), self.limits))
+            except request_fields.FieldError as error:
+                raise request_fields.FieldError(f"{request_fields.row_prefix(index, len(rows))}{error}") from None
+        end_ids = [self.prompts.end_id if row.end_id is None else row.end_id for row in rows]
+        top_k, top_p = zip(*(row.sampling for row in rows), strict=True)
+        words = {"bad_words_list": [row.bad_words for row in rows]}
+        if "stop_words_list" in wanted:
+            words["stop_words_list"] = [row.stop_words for row in rows]
+        return [
+            pb_utils.Tensor("input_ids", token_tensors.pad_right(prompts, end_ids)),
+            pb_utils.Tensor("random_seed", token_tensors.seeds([row.seed for row in rows])),
+            self.column("input_lengths", map(len, prompts), np.uint32),
+            self.column("request_output_len", lengths, np.uint32),
+            self.column("end_id", end_ids, np.uint32),
+            self.column("runtime_top_k", top_k, np.uint32),
+            self.column("runtime_top_p", top_p, np.float32),
+            self.column("beam_width", [row.beam_width for row in rows], np.uint32),
+            self.column("min_length", [row.min_tokens for row in rows], np.uint32),
+            *(self.word_lists(name, each) for name, each in words.items()),
+        ]
+
+    def column(self, name: str, values: Iterable[float], dtype: DTypeLike) -> Any:
+        """One value a row, [B, 1]."""
+        values = tuple(values)
+        return self.kept(name, values, lambda: token_tensors.column(values, dtype))
+
+    def word_lists(self, name: str, rows: list[tuple[str, ...]]) -> Any:
+        """The words of each row as token ids, [B, 2, W]."""
+        if not any(rows):
+            return self.kept(name, (len(rows),), lambda: token_tensors.word_lists([[]] * len(rows)))
+        return pb_utils.Tensor(name, token_tensors.word_lists([self.prompts.word_sequences(words) for words in rows]))
+
+    def kept(self, name: str, values: tuple[float, ...], make: Callable[[], NDArray[Any]]) -> Any:
+        """The tensor that `make` makes of `values`, made once: most requests have most of their tensors alike."""
+        found = self.tensors_kept.get((name, values))
+        if found is None:
+            if len(self.tensors_kept) >= KEPT_TENSORS:
+                self.tensors_kept.clear()
+            found = self.tensors_kept[name, values] = pb_utils.Tensor(name, make())
+        return found

@@ -1,0 +1,268 @@
+"""Sends what the engine gives: answers as they come, streams in pieces at a pace. Knows no Triton and no sockets.
+
+One thread sends everything, so a response is never sent, or a request asked about, after its last response. Pieces of a
+stream keep a gap that grows with the number of streams, because what a slow reader leaves piles up inside the server;
+tokens that come meanwhile travel together in the next piece.
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import itertools
+import logging
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
+
+from numpy.typing import NDArray
+
+from gptj_triton.errors import ConfigError, UnavailableError
+from gptj_triton.process.client import Answer, EngineClient
+from gptj_triton.process.messages import Finished, Load, NewTokens, Refused
+from gptj_triton.triton.tensors import PieceTensors, Row, Tensors, passed_through, write_tensors
+
+Outputs: TypeAlias = dict[str, NDArray[Any]]
+
+PIECES_PER_SECOND = 1000.0
+HANDLE_INTERVAL = 0.12  # seconds between two pieces of a stream that say how to cancel it
+CANCEL_CHECK_AGE = 0.5  # seconds after which a request is first asked whether its client left
+ROUND_INTERVAL = 0.1  # seconds between two rounds of asking, and of looking at the engine's load
+CANCEL_CHECKS_A_ROUND = 50  # one takes 0.1 ms
+
+log = logging.getLogger("gptj_triton")
+
+
+def read_pace(text: str) -> float:
+    """The parameter `stream_pieces_per_second`; ConfigError for what is no number above 0."""
+    try:
+        pace = float(text or PIECES_PER_SECOND)
+    except ValueError:
+        pace = math.nan
+    if not 0 < pace < math.inf:
+        raise ConfigError(f"parameter stream_pieces_per_second is {text!r}, allowed: a number above 0")
+    return pace
+
+
+class Responder(Protocol):
+    """Where the responses to one request go."""
+
+    def send(self, outputs: Outputs, last: bool) -> None: ...
+
+    def fail(self, message: str, invalid: bool) -> None:
+        """Send an error as the last response: `invalid` if it was the request's fault, else the server's."""
+
+    def is_cancelled(self) -> bool:
+        """Whether the client left, as far as the server knows. Not to be called after the last response."""
+
+
+class Reply:
+    """The response to one request, sent when all of its sequences have been answered."""
+
+    def __init__(self, tensors: Tensors, rows: list[Row], responder: Responder, pass_through: bool = False) -> None:
+        self.responder = responder
+        self.numbers: list[int] = []  # the engine's, one a sequence
+        self.refused: Refused | None = None
+        self.began = time.monotonic()
+        self.sent_last = False
+        self.cancelled = False
+        self._tensors = tensors
+        self._rows = rows
+        self._pass_through = pass_through
+        self._missing = sum(len(row.requests) for row in rows)
+        self._answers: list[Finished | None] = [None] * self._missing
+
+    def take(self, index: int, answer: Answer) -> bool:
+        """The answer to one sequence; true if the last response can be sent now."""
+        if isinstance(answer, Refused):
+            self.refused = self.refused or answer
+        else:
+            self._answers[index] = answer
+        self._missing -= 1
+        return not self._missing or self.refused is not None
+
+    def outputs(self) -> Outputs:
+        """The tensors of the last response, once all sequences are answered."""
+        outputs = write_tensors(self._tensors, self._rows, [answer for answer in self._answers if answer])
+        return outputs | passed_through(self._tensors, self._rows) if self._pass_through else outputs
+
+
+class StreamReply(Reply):
+    """The responses to one request that is streamed. Tokens come on one thread, pieces are sent on another."""
+
+    def __init__(self, tensors: Tensors, rows: list[Row], responder: Responder) -> None:
+        super().__init__(tensors, rows, responder)
+        self.next_piece = 0.0  # when it may be sent
+        self.next_handle = math.inf  # until all sequences have their numbers
+        self._pieces = PieceTensors(tensors, rows)
+        self._lock = threading.Lock()
+        self._waiting = False  # tokens that no piece has carried
+
+    def take_tokens(self, new: NewTokens, index: int) -> bool:
+        """New tokens of one sequence; true if they are the first to wait for the next piece."""
+        with self._lock:
+            self._pieces.add(index, new.tokens, new.log_probs)
+            first, self._waiting = not self._waiting, True
+        return first
+
+    def take(self, index: int, answer: Answer) -> bool:
+        with self._lock:
+            if isinstance(answer, Finished):
+                self._pieces.end(index, answer.results[0])
+            return super().take(index, answer)
+
+    def piece(self, cancel_handles: list[bytes]) -> Outputs | None:
+        """The tensors of the next piece; None when all is answered, for then the last one brings the rest."""
+        with self._lock:
+            if not self._missing:
+                return None
+            self._waiting = False
+            return self._pieces.piece(last=False, cancel_handles=cancel_handles)
+
+    def outputs(self) -> Outputs:
+        with self._lock:
+            return self._pieces.piece(last=True)
+
+
+class Replies:
+    """All replies under way, and the thread that sends them."""
+
+    def __init__(self, engine: EngineClient, pieces_per_second: float, on_load: Callable[[Load], None]) -> None:
+        """`on_load` is called with the engine's load when that has changed, on the thread that sends."""
+        self._engine = engine
+        self._on_load = on_load
+        self._load: Load | None = None
+        self._pieces_per_second = pieces_per_second
+        # Filled by whoever submits, emptied by the thread that sends.
+        self._open: dict[Reply, None] = {}  # the one asked about longest ago comes first
+        self._open_streams: set[Reply] = set()
+        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._later: list[tuple[float, int, Callable[[], None]]] = []  # a heap; the number decides between equal times
+        self._numbers = itertools.count()
+        self._at(0.0, self._make_round)
+        self._thread = threading.Thread(target=self._run, name="replies", daemon=True)
+        self._thread.start()
+
+    def submit(self, reply: Reply, rows: list[Row], timeout: float) -> None:
+        """Send all sequences to the engine; `reply` is sent as it gets answers."""
+        self._open[reply] = None
+        if isinstance(reply, StreamReply):
+            self._open_streams.add(reply)
+        sequences = [(row.prompt, params) for row in rows for params in row.requests]
+        for index, (prompt, params) in enumerate(sequences):
+            on_answer = functools.partial(self._take, reply, index)
+            on_tokens = functools.partial(self._take_tokens, reply, index) if isinstance(reply, StreamReply) else None
+            if reply.sent_last:
+                return  # it failed meanwhile, and nobody waits for the rest
+            try:
+                reply.numbers.append(self._engine.submit(prompt, params, on_answer, on_tokens, timeout))
+            except UnavailableError as error:
+                self._take(reply, index, Refused(0, str(error), invalid=False))
+                return
+        if isinstance(reply, StreamReply):
+            reply.next_handle = time.monotonic() + HANDLE_INTERVAL
+
+    def close(self) -> None:
+        """Return when all that has been answered is sent. The engine must have been left."""
+        self._tasks.put(None)
+        self._thread.join()
+
+    def _take(self, reply: Reply, index: int, answer: Answer) -> None:
+        if reply.take(index, answer):
+            self._tasks.put(functools.partial(self._send_last, reply))
+
+    def _take_tokens(self, reply: StreamReply, index: int, new: NewTokens) -> None:
+        if reply.take_tokens(new, index):
+            self._tasks.put(functools.partial(self._pace, reply))
+
+    def _run(self) -> None:
+        while True:
+            try:
+                task = self._tasks.get(timeout=max(0.0, self._later[0][0] - time.monotonic()))
+            except queue.Empty:
+                pass
+            else:
+                if task is None:
+                    return
+                self._do(task)
+                del task  # a request that is kept keeps its model loaded
+            while self._later and self._later[0][0] <= time.monotonic():
+                self._do(heapq.heappop(self._later)[2])
+
+    def _do(self, task: Callable[[], None]) -> None:
+        try:
+            task()
+        except Exception:  # this thread answers all other requests, too
+            log.exception("a response could not be sent")
+
+    def _at(self, moment: float, task: Callable[[], None]) -> None:
+        heapq.heappush(self._later, (moment, next(self._numbers), task))
+
+    def _pace(self, reply: StreamReply) -> None:
+        if reply.next_piece <= time.monotonic():
+            self._send_piece(reply)
+        else:
+            self._at(reply.next_piece, functools.partial(self._send_piece, reply))
+
+    def _send_piece(self, reply: StreamReply) -> None:
+        if reply.sent_last:
+            return
+        now = time.monotonic()
+        reply.next_piece = now + len(self._open_streams) / self._pieces_per_second
+        handles = []
+        if reply.next_handle <= now:
+            reply.next_handle = now + HANDLE_INTERVAL
+            handles = [self._engine.cancel_handle(number) for number in reply.numbers]
+        self._respond(reply, lambda: reply.piece(handles), last=False)
+
+    def _send_last(self, reply: Reply) -> None:
+        if reply.sent_last:
+            return
+        if reply.refused is not None:
+            self._fail(reply, reply.refused.message, reply.refused.invalid)
+        else:
+            self._respond(reply, reply.outputs, last=True)
+
+    def _respond(self, reply: Reply, outputs: Callable[[], Outputs | None], last: bool) -> None:
+        try:
+            tensors = outputs()
+            if tensors is not None:
+                reply.responder.send(tensors, last)
+        except Exception as error:
+            log.exception("an answer could not be sent")
+            self._fail(reply, f"the answer could not be sent: {error}", invalid=False)
+        else:
+            if last:
+                self._finish(reply)
+
+    def _fail(self, reply: Reply, message: str, invalid: bool) -> None:
+        """End a reply with an error; nobody waits for what is still under way of it."""
+        self._finish(reply)
+        self._cancel(reply)
+        reply.responder.fail(message, invalid)
+
+    def _finish(self, reply: Reply) -> None:
+        reply.sent_last = True
+        self._open.pop(reply)
+        self._open_streams.discard(reply)
+
+    def _make_round(self) -> None:
+        """Cancel what clients left, and tell the engine's load if it has changed."""
+        now = time.monotonic()
+        self._at(now + ROUND_INTERVAL, self._make_round)
+        old = (reply for reply in list(self._open) if now - reply.began >= CANCEL_CHECK_AGE and not reply.cancelled)
+        for reply in list(itertools.islice(old, CANCEL_CHECKS_A_ROUND)):
+            self._open[reply] = self._open.pop(reply)
+            if reply.responder.is_cancelled():
+                self._cancel(reply)
+        if self._load != self._engine.load:
+            self._load = self._engine.load
+            self._on_load(self._load)
+
+    def _cancel(self, reply: Reply) -> None:
+        reply.cancelled = True
+        for number in reply.numbers:
+            self._engine.cancel(number)
