@@ -20,6 +20,15 @@ def open_pidfd(pid: int) -> int | None:
     return pidfd
 
 
+def process_has_ended(pid: int) -> bool:
+    """True if there is no process `pid` any more."""
+    pidfd = open_pidfd(pid)
+    if pidfd is None:
+        return True
+    os.close(pidfd)
+    return False
+
+
 def has_ended(pidfd: int) -> bool:
     """True if the process has ended."""
     return bool(_poll(pidfd).poll(0))

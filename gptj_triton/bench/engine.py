@@ -31,6 +31,7 @@ from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.engine.config import DATA_TYPES, DEVICES, EngineConfig
 from gptj_triton.engine.device import choose_data_type, choose_device
 from gptj_triton.engine.engine import Engine
+from gptj_triton.engine.load import load_engine
 from gptj_triton.engine.sampling_params import SamplingParams
 from gptj_triton.engine.sequence import Sequence
 from gptj_triton.errors import ConfigError, EngineError
@@ -46,7 +47,7 @@ def engine_generate(engine: Engine) -> Generate:
     """All prompts at once through the engine, stepped until it is idle."""
 
     def generate(prompts: Tokens, new_tokens: int) -> Tokens:
-        params = SamplingParams(request_output_len=new_tokens, min_length=new_tokens, end_id=engine.model.end_id)
+        params = SamplingParams(request_output_len=new_tokens, min_length=new_tokens, end_id=engine.model_config.end_id)
         sequences = [Sequence(number, prompt, params) for number, prompt in enumerate(prompts)]
         for sequence in sequences:
             engine.submit(sequence)
@@ -85,7 +86,7 @@ def load_contenders(options: argparse.Namespace) -> dict[str, Generate]:
         kv_cache_gib=options.kv_cache_gib,
         max_sequences=max(options.concurrency),
     )
-    engine = Engine(config)
+    engine = load_engine(config)
     check_room(engine, options)
     return {"engine": engine_generate(engine), "transformers": transformers_generate(model)}
 

@@ -1,8 +1,7 @@
 """An engine process that computes nothing, to measure all that stands around an engine.
 
-It takes the place of `gptj_triton.process.server`, whose messages, frontends and lifetime it has; only the model is
-missing. Every sequence gets a token a step, always the same ones. It takes an interpreter's place, too: a
-script that runs it with "$@" is what serve.py wants as --engine-python. Knows no weights and no Triton.
+Everything is the real engine process but the runner: every sequence that decodes gets a token a step, always the same
+ones. A script that runs this with "$@" is what serve.py takes as --engine-python. Knows no weights and no Triton.
 """
 
 from __future__ import annotations
@@ -10,64 +9,69 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections import deque
+from collections.abc import Iterable
+from functools import partial
 
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.engine import Engine
 from gptj_triton.engine.kv_pages import PagePool
-from gptj_triton.engine.sampling_params import Limits
-from gptj_triton.engine.scheduler import Scheduler
-from gptj_triton.engine.sequence import Sequence
+from gptj_triton.engine.runner import Launched
+from gptj_triton.engine.scheduler import Scheduled
+from gptj_triton.engine.sequence import Sampled, Sequence
 from gptj_triton.process import server
 from gptj_triton.text.token_bytes import load_token_bytes
 
 NUM_PAGES, PAGE_SIZE = 1 << 16, 16
+STEP_TOKENS = 1 << 20  # so that prompts of any length take one step
 WORDS = range(300, 350)  # ordinary tokens of any vocabulary
 
 
-class FakeEngine(Engine):
-    """An engine without a model; beams and sampling have no meaning here."""
+class FakeRunner:
+    """A runner without a model; a step takes `step_seconds`, however many sequences there are."""
 
-    def __init__(self, config: EngineConfig, step_seconds: float) -> None:
-        """`step_seconds` is how long a step takes, however many sequences there are."""
-        self.model = ModelConfig.read(config.checkpoint, config.context_length)
-        self.limits = Limits(self.model.vocab_size, self.model.context_length, True, NUM_PAGES, PAGE_SIZE, NUM_PAGES)
-        self.scheduler = Scheduler(PagePool(NUM_PAGES, PAGE_SIZE), config.step_tokens, NUM_PAGES)
-        self._token_bytes = load_token_bytes(config.tokenizer, self.model.vocab_size)
-        self._searches = {}
-        self._launched = deque()
+    steps_ahead = 0
+    device = "none"
+
+    def __init__(self, step_seconds: float) -> None:
+        self.pool = PagePool(NUM_PAGES, PAGE_SIZE)
         self._step_seconds = step_seconds
         self._next_step = 0.0
 
-    def summary(self) -> str:
-        return f"no model, {1000 * self._step_seconds:g} ms a step"
+    def can_run_ahead(self, sequences: Iterable[Sequence]) -> bool:
+        return False
 
-    def step(self) -> list[list[Sequence]]:
-        """A token for every sequence; returns those that ended."""
-        time.sleep(max(0.0, self._next_step - time.monotonic()))
-        self._next_step = time.monotonic() + self._step_seconds
-        self.scheduler.running += self.scheduler.waiting
-        self.scheduler.waiting.clear()
-        for sequence in self.scheduler.running:
-            sequence.append(WORDS[len(sequence.output) % len(WORDS)], -1.0, self._token_bytes)
-        ended = [sequence for sequence in self.scheduler.running if sequence.finish_reason is not None]
-        if ended:
-            self.scheduler.remove(ended)
-        return [[sequence] for sequence in ended]
+    def launch(self, step: list[Scheduled]) -> Launched:
+        sampling = [scheduled.sequence for scheduled in step if scheduled.samples]
+        for scheduled in step:
+            self.pool.computed(scheduled.sequence, scheduled.num_tokens)
+        return Launched(sampling, partial(self._choose, sampling))
+
+    def collect(self, launched: Launched) -> list[tuple[Sequence, list[Sampled]]]:
+        return list(zip(launched.sequences, launched.wait(), strict=True))
 
     def close(self) -> None:
-        """There is nothing to let go of."""
+        """There is nothing to end."""
+
+    def _choose(self, sequences: list[Sequence]) -> list[list[Sampled]]:
+        time.sleep(max(0.0, self._next_step - time.monotonic()))
+        self._next_step = time.monotonic() + self._step_seconds
+        return [[Sampled(WORDS[len(sequence.output) % len(WORDS)], -1.0)] for sequence in sequences]
+
+
+def load_fake_engine(step_seconds: float, config: EngineConfig) -> Engine:
+    """An engine on the runner above, for the vocabulary and the context of a checkpoint."""
+    model_config = ModelConfig.read(config.checkpoint, config.context_length)
+    token_bytes = load_token_bytes(config.tokenizer, model_config.vocab_size)
+    return Engine(FakeRunner(step_seconds), model_config, token_bytes, STEP_TOKENS, max_sequences=NUM_PAGES)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description="Stands in for gptj_triton.process.server, whose arguments it takes, too."
-    )
+    parser = argparse.ArgumentParser(description="Stands in for the engine process, whose arguments it takes, too.")
     parser.add_argument("-m", metavar="MODULE", help="the module in whose place this runs; not read")
     parser.add_argument("--step-ms", type=float, default=0.0, metavar="MS", help="how long a step takes; default: 0")
     options, arguments = parser.parse_known_args()
-    return server.main(arguments, lambda config: FakeEngine(config, options.step_ms / 1000))
+    return server.main(arguments, partial(load_fake_engine, options.step_ms / 1000))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.checkpoint.tensor_table import gptj_tensors
 from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.engine import Engine
+from gptj_triton.engine.load import load_engine
 from gptj_triton.engine.sampling_params import SamplingParams
 from gptj_triton.engine.sequence import Sequence
 from gptj_triton.errors import EngineError
@@ -76,7 +77,7 @@ class Benchmark:
         self._engine = engine
         self._bandwidth = bandwidth
         self._random = random.Random(0)
-        model, size = engine.model, DTYPES[data_type].itemsize
+        model, size = engine.model_config, DTYPES[data_type].itemsize
         tensors = gptj_tensors(model).values()
         weights = {tensor.name: torch.Size(tensor.shape).numel() for tensor in tensors if tensor.name != "wte"}
         self._weight_bytes = size * sum(weights.values())
@@ -129,7 +130,7 @@ class Benchmark:
         return Row(f"whole run {length}/{new}, {requests} requests", requests * new / seconds, "tokens/s")
 
     def _sequences(self, count: int, length: int, new: int) -> list[Sequence]:
-        end_id, vocabulary = self._engine.model.end_id, range(self._engine.model.vocab_size)
+        end_id, vocabulary = self._engine.model_config.end_id, range(self._engine.model_config.vocab_size)
         params = SamplingParams(request_output_len=new, min_length=new, end_id=end_id)
         return [Sequence(number, self._random.choices(vocabulary, k=length), params) for number in range(count)]
 
@@ -193,7 +194,7 @@ def run(options: argparse.Namespace, checkpoint: Path) -> Iterator[dict[str, Any
     if options.model is None:
         write_random_checkpoint(checkpoint, GPTJ_6B, options.data_type)
     started = time.perf_counter()
-    engine = Engine(EngineConfig(str(checkpoint), device="cuda", data_type=options.data_type))
+    engine = load_engine(EngineConfig(str(checkpoint), device="cuda", data_type=options.data_type))
     ready = time.perf_counter() - started
     device = torch.cuda.get_device_name()
     print(f"{device}, copy bandwidth {bandwidth / 1e12:.2f} TB/s, {options.data_type}; {engine.summary()}")

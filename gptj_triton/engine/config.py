@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from gptj_triton.errors import ConfigError
 
 DATA_TYPES = ("auto", "fp32", "fp16", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
+WRONG_TYPE = re.compile(r"Expected `(?P<type>\w+)`.* - at `\$\.(?P<name>\w+)`")
 
 
 def cpu_settings(ranks: int = 1) -> dict[str, str]:
@@ -29,8 +30,7 @@ def cpu_settings(ranks: int = 1) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"} | strict
 
 
-@dataclass(frozen=True)
-class EngineConfig:
+class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The settings of one engine: FasterTransformer's parameters of `config.pbtxt`, then this backend's own.
 
     `kv_cache_gib` bounds the KV cache; 0 means 1 GiB on a CPU and all that is left on a GPU. `step_tokens` is the most
@@ -76,7 +76,7 @@ class EngineConfig:
     def for_device(self, is_gpu: bool) -> EngineConfig:
         """The same with the sizes of a step, where they were left open, that suit a GPU or a CPU."""
         step_tokens, max_sequences = (2048, 512) if is_gpu else (256, 128)
-        return replace(
+        return msgspec.structs.replace(
             self, step_tokens=self.step_tokens or step_tokens, max_sequences=self.max_sequences or max_sequences
         )
 
@@ -96,28 +96,30 @@ class EngineConfig:
         A relative path starts at `repository`. Raises ConfigError for an unknown name, a value of the wrong type, one
         out of range, or a checkpoint that is not named.
         """
-        types = {field.name: field.type for field in fields(cls)}
-        convert: dict[str, type] = {"int": int, "float": float, "str": str}
-        values: dict[str, Any] = {}
-        for name, text in parameters.items():
-            if name not in types:
-                raise ConfigError(f"parameter {name} is unknown, known: {', '.join(types)}")
-            if text == "":
-                continue
-            try:
-                values[name] = convert[str(types[name])](text)
-            except ValueError:
-                raise ConfigError(f"parameter {name} is {text!r}, expected {types[name]}") from None
-        if "model_checkpoint_path" not in values:
-            raise ConfigError("parameter model_checkpoint_path is missing, expected the directory of a checkpoint")
+        given: dict[str, str] = {name: text for name, text in parameters.items() if text != ""}
         for name in ("model_checkpoint_path", "tokenizer_dir"):
-            if name in values:
-                values[name] = str(repository / values[name])
-        return cls(**values)
+            if name in given:
+                given[name] = str(repository / given[name])
+        if unknown := [name for name in parameters if name not in cls.__struct_fields__]:
+            raise ConfigError(f"parameter {unknown[0]} is unknown, known: {', '.join(cls.__struct_fields__)}")
+        if "model_checkpoint_path" not in given:
+            raise ConfigError("parameter model_checkpoint_path is missing, expected the directory of a checkpoint")
+        try:
+            return msgspec.convert(given, cls, strict=False)
+        except msgspec.ValidationError as error:
+            raise ConfigError(_in_words(error, given)) from None
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+        return msgspec.json.encode(self).decode()
 
     @classmethod
     def from_json(cls, text: str) -> EngineConfig:
-        return cls(**json.loads(text))
+        return msgspec.json.decode(text, type=cls)
+
+
+def _in_words(error: msgspec.ValidationError, given: Mapping[str, str]) -> str:
+    """What msgspec says of a wrong type, with the parameter's name and value."""
+    found = WRONG_TYPE.match(str(error))
+    if found is None:
+        return str(error)
+    return f"parameter {found['name']} is {given[found['name']]!r}, expected {found['type']}"

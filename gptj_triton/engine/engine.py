@@ -3,38 +3,61 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
+from typing import Protocol
 
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.engine.beam import BeamSearch
-from gptj_triton.engine.config import EngineConfig
-from gptj_triton.engine.device import choose_device
-from gptj_triton.engine.runner import Launched, make_runner
+from gptj_triton.engine.kv_pages import PagePool
+from gptj_triton.engine.metrics import EngineMetrics, observe
+from gptj_triton.engine.runner import Launched
 from gptj_triton.engine.sampling_params import Limits
-from gptj_triton.engine.scheduler import Scheduler
+from gptj_triton.engine.scheduler import Scheduled, Scheduler
 from gptj_triton.engine.sequence import Sampled, Sequence
-from gptj_triton.text.token_bytes import load_token_bytes
+
+
+class Runner(Protocol):
+    """Computes steps. `steps_ahead` is how many may be in flight when the next one is launched."""
+
+    @property
+    def pool(self) -> PagePool: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def steps_ahead(self) -> int: ...
+    def can_run_ahead(self, sequences: Iterable[Sequence]) -> bool: ...
+    def launch(self, step: list[Scheduled]) -> Launched: ...
+    def collect(self, launched: Launched) -> list[tuple[Sequence, list[Sampled]]]: ...
+    def close(self) -> None: ...
 
 
 class Engine:
     """One model, on one device or several ranks. Not thread-safe: one thread calls everything."""
 
-    def __init__(self, config: EngineConfig) -> None:
-        """Load the checkpoint; ConfigError when that cannot be done."""
-        config = config.for_device(is_gpu=choose_device(config.device).type == "cuda")
-        self.model = ModelConfig.read(config.checkpoint, config.context_length)
-        self._token_bytes = load_token_bytes(config.tokenizer, self.model.vocab_size)
-        self._runner = make_runner(config, self.model)
-        pool = self._runner.pool
+    def __init__(
+        self,
+        runner: Runner,
+        model_config: ModelConfig,
+        token_bytes: list[bytes],
+        step_tokens: int,
+        max_sequences: int,
+    ) -> None:
+        """`token_bytes[id]` is the text of a token in UTF-8, empty where stop strings are not known; a step computes at
+        most `step_tokens` tokens of prompts, and at most `max_sequences` run at once.
+        """
+        self.model_config = model_config
+        self.metrics = EngineMetrics()
+        self.scheduler = Scheduler(runner.pool, step_tokens, max_sequences)
         self.limits = Limits(
-            vocab_size=self.model.vocab_size,
-            context_length=self.model.context_length,
-            stop_strings=bool(self._token_bytes),
-            num_pages=pool.num_pages,
-            page_size=pool.page_size,
-            max_sequences=config.max_sequences,
+            vocab_size=model_config.vocab_size,
+            context_length=model_config.context_length,
+            stop_strings=bool(token_bytes),
+            num_pages=runner.pool.num_pages,
+            page_size=runner.pool.page_size,
+            max_sequences=max_sequences,
         )
-        self.scheduler = Scheduler(pool, config.step_tokens, config.max_sequences)
+        self._runner = runner
+        self._token_bytes = token_bytes
         self._searches: dict[Hashable, BeamSearch] = {}
         self._launched: deque[Launched] = deque()
 
@@ -73,14 +96,30 @@ class Engine:
         Where the runner can, the next step is launched before this one's tokens are known, so that a GPU never waits;
         what a step computed for a sequence that had ended by then is dropped.
         """
-        ended = [] if self._runner.runs_ahead_of(self.scheduler.running) else self._collect(leave=0)
+        ended = [] if self._runner.can_run_ahead(self.scheduler.running) else self._collect(leave=0)
         step = self.scheduler.schedule()
         if step:
             self._launched.append(self._runner.launch(step))
-        return ended + self._collect(leave=self._runner.depth if step else 0)
+        return ended + self._collect(leave=self._runner.steps_ahead if step else 0)
+
+    def update_gauges(self) -> None:
+        """Set the gauges among the metrics to what is the case now."""
+        pool, metrics = self._runner.pool, self.metrics
+        metrics.running_sequences = len(self.scheduler.running)
+        metrics.waiting_sequences = len(self.scheduler.waiting)
+        metrics.kv_cache_used_pages = pool.num_pages - pool.num_free
+        metrics.kv_cache_pages = pool.num_pages
+
+    def close(self) -> None:
+        """End the model's other processes, if it has some. Nothing else may be called afterwards."""
+        self._runner.close()
+
+    def check_integrity(self) -> None:
+        """Assert that no page of the KV cache leaked."""
+        self._runner.pool.check_integrity(self.scheduler)
 
     def _collect(self, leave: int) -> list[list[Sequence]]:
-        """Take the tokens of the steps under way, except for the `leave` last ones; returns the requests that ended."""
+        """Take the tokens of the steps in flight, except for the `leave` last ones; returns the requests that ended."""
         ended: list[list[Sequence]] = []
         while len(self._launched) > leave:
             ended += self._take(self._runner.collect(self._launched.popleft()))
@@ -89,9 +128,10 @@ class Engine:
     def _take(self, chosen: list[tuple[Sequence, list[Sampled]]]) -> list[list[Sequence]]:
         ended: list[list[Sequence]] = []
         beams: dict[Hashable, list[tuple[Sequence, list[Sampled]]]] = {}
-        for sequence, choices in chosen:
-            if sequence.finish_reason is not None:
-                continue
+        live = [(sequence, choices) for sequence, choices in chosen if sequence.finish_reason is None]
+        self.metrics.generated_tokens += len(live)
+        observe(self.metrics.step_sequences, len(live))
+        for sequence, choices in live:
             if sequence.params.beam_width > 1:
                 beams.setdefault(sequence.key, []).append((sequence, choices))
                 continue
@@ -113,11 +153,3 @@ class Engine:
             branch.beam.group = beams
         self.scheduler.replace(first.group, beams)
         return [] if beams else self._searches.pop(first.key).result()
-
-    def close(self) -> None:
-        """Let go of the model's other processes, if it has some. Nothing else may be called afterwards."""
-        self._runner.close()
-
-    def check_integrity(self) -> None:
-        """Assert that no page of the KV cache leaked."""
-        self._runner.pool.check_integrity(self.scheduler)

@@ -7,12 +7,28 @@ alone, so what else is in the batch changes nothing. Top-k and top-p keep all to
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import Tensor
 
 from gptj_triton.engine.sequence import Sampled, Sequence
 
 _MASK = (1 << 64) - 1
+
+
+class HostSampler:
+    """Samples in plain torch operations; nothing is launched ahead."""
+
+    steps_ahead = 0
+
+    def can_run_ahead(self, sequences: Iterable[Sequence]) -> bool:
+        """Never: the next step waits for the tokens."""
+        return False
+
+    def start(self, logits: Tensor, sequences: list[Sequence]) -> Callable[[], list[list[Sampled]]]:
+        """Sample from float32 `logits` [sequences, V] when the result is waited for."""
+        return lambda: sample(logits, sequences)
 
 
 def sample(logits: Tensor, sequences: list[Sequence]) -> list[list[Sampled]]:

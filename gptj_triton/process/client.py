@@ -1,72 +1,68 @@
-"""A door's side of the engine: starts the engine process or joins it, sends requests, hands answers back. Loads no
+"""A frontend's side of the engine: starts the engine process or joins it, sends requests, hands answers back. Loads no
 torch.
 
-All doors of one server with equal settings share one engine: a file lock decides who starts it. When the engine dies,
-every request under way is answered with an error and a new engine is started; until that is ready, `submit` raises.
+All frontends of one server with equal settings share one engine; a file lock decides which of them starts it. When the
+engine dies, every request in flight is answered with an error and a new engine is started; until that is ready,
+`submit` raises.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import itertools
 import logging
 import os
+import queue
 import subprocess
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import TypeAlias
 
 import msgspec
 import zmq
 
 from gptj_triton.engine.config import EngineConfig, cpu_settings
+from gptj_triton.engine.metrics import EngineMetrics
 from gptj_triton.engine.sampling_params import SamplingParams
 from gptj_triton.errors import ConfigError, UnavailableError
-from gptj_triton.pidfd import open_pidfd
+from gptj_triton.pidfd import open_pidfd, process_has_ended
 from gptj_triton.process import messages
-from gptj_triton.process.directory import remove_if_empty
+from gptj_triton.process.directory import EngineDirectory
 
 Answer: TypeAlias = messages.Finished | messages.Refused
 OnAnswer: TypeAlias = Callable[[Answer], None]
-OnTokens: TypeAlias = Callable[[messages.NewTokens], None]
+OnTokens: TypeAlias = Callable[[messages.TokenDelta], None]
 
-# For late words of an engine that died, whose requests have been answered with an error.
+# For late messages of an engine that died, whose requests have been answered with an error.
 _NOBODY: tuple[OnAnswer, OnTokens | None] = (lambda answer: None, None)
-PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 ENGINE_DIED = "the engine process ended unexpectedly; a new one is being started, please try again"
 
 log = logging.getLogger("gptj_triton")
 
 
-def engine_directory(config: EngineConfig, server_pid: int) -> Path:
-    """Where the engine of one server and one configuration has its sockets."""
-    digest = hashlib.sha256(config.to_json().encode()).hexdigest()[:12]
-    return Path(tempfile.gettempdir()) / f"gptj-engine-{server_pid}" / digest
-
-
 class EngineClient:
     """Requests go out from the thread that calls `submit`; answers arrive on a thread of this class."""
 
-    def __init__(self, config: EngineConfig, server_pid: int, name: str) -> None:
+    def __init__(
+        self, config: EngineConfig, server_pid: int, name: str, engine_module: str = "gptj_triton.process.server"
+    ) -> None:
         """Join the engine, starting it if it is not there; returns when its model is loaded.
 
-        `server_pid` is the process the engine must end with, `name` is unique among the doors of that server. Raises
-        ConfigError with the engine's own words when it cannot start.
+        `server_pid` is the process that the engine must end with; `name` is unique among the frontends of that server;
+        `engine_module` is run as the engine process. Raises ConfigError with the engine's own words when it cannot
+        start.
         """
         self._config = config
         self._server_pid = server_pid
         self._name = name
-        self.load = messages.Load(0, 0, 0, 0)  # the engine's last word on it
-        self._directory = engine_directory(config, server_pid)
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._engine_module = engine_module
+        self.reports: queue.SimpleQueue[EngineMetrics] = queue.SimpleQueue()  # of the engine's metrics, oldest first
+        self._directory = EngineDirectory.of(config, server_pid)
+        self._directory.make()
         self._child: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
         self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(messages.ToDoor)
+        self._decoder = msgspec.msgpack.Decoder(messages.ToFrontend)
         self._numbers = itertools.count()
         self._pending: dict[int, tuple[OnAnswer, OnTokens | None]] = {}
         self._lock = threading.Lock()  # guards _pending, _ready and the use of _outbox
@@ -75,14 +71,14 @@ class EngineClient:
         self._closing = False
 
         self._context = zmq.Context()
-        self._address = f"ipc://{self._directory}/{name}.sock"
+        self._address = f"ipc://{self._directory.frontend_socket(name)}"
         self._inbox = self._context.socket(zmq.PULL)
         self._inbox.set_hwm(0)
         self._inbox.bind(self._address)
         self._wake_receiver, self._woken = self._wake_pair()
         self._outbox = self._context.socket(zmq.PUSH)
         try:
-            self.model = self._connect()
+            self.engine_info = self._connect()
         except BaseException:
             self._leave_directory(linger=0)
             raise
@@ -115,7 +111,7 @@ class EngineClient:
     def cancel_handle(self, number: int) -> bytes:
         """What lets anybody cancel a request: a ZeroMQ endpoint, a newline, and the message to push there."""
         cancel = self._encoder.encode(messages.Cancel(self._name, number))
-        return f"{self._engine_address}\n".encode() + cancel
+        return f"{self._directory.engine_address}\n".encode() + cancel
 
     def cancel(self, number: int) -> None:
         """End a request early; its answer has finish reason "cancelled". Nothing happens if it has ended."""
@@ -124,8 +120,13 @@ class EngineClient:
                 self._send(messages.Cancel(self._name, number))
 
     def close(self) -> None:
-        """Leave the engine, which ends if this was its last door. Requests under way are answered with an error."""
+        """Leave the engine, which ends if this was its last frontend. Requests in flight are answered with an error.
+
+        A second call does nothing.
+        """
         with self._lock:
+            if self._closing:
+                return
             self._closing = True
             if self._ready:
                 self._send(messages.Goodbye(self._name))
@@ -138,8 +139,8 @@ class EngineClient:
     def _leave_directory(self, linger: int) -> None:
         """Close all sockets, taking `linger` ms to send what waits; the last to leave removes the directory."""
         self._context.destroy(linger)
-        (self._directory / f"{self._name}.sock").unlink(missing_ok=True)  # ZeroMQ leaves it
-        remove_if_empty(self._directory)
+        self._directory.frontend_socket(self._name).unlink(missing_ok=True)  # ZeroMQ leaves it
+        self._directory.remove_if_empty()
 
     def _wake_pair(self) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
         """Two ends of a pipe within this process."""
@@ -147,10 +148,6 @@ class EngineClient:
         receiving.bind("inproc://wake")
         sending.connect("inproc://wake")
         return sending, receiving
-
-    @property
-    def _engine_address(self) -> str:
-        return f"ipc://{self._directory}/engine.sock"
 
     def _send(self, message: messages.ToEngine) -> None:
         self._outbox.send(self._encoder.encode(message))
@@ -162,17 +159,17 @@ class EngineClient:
             self._outbox.close(linger=0)
             self._outbox = self._context.socket(zmq.PUSH)
             self._outbox.set_hwm(0)
-            self._outbox.connect(self._engine_address)
+            self._outbox.connect(self._directory.engine_address)
             self._send(messages.Hello(self._name, os.getpid(), self._address))
             welcome = self._await_welcome()
             if welcome is not None:
                 return welcome
             if self._closing:
                 break
-            error = self._directory / "error.txt"
+            error = self._directory.error_file
             with contextlib.suppress(FileNotFoundError):
                 reason = error.read_text()
-                error.unlink(missing_ok=True)  # the other door may have read it at the same time
+                error.unlink(missing_ok=True)  # another frontend may have read it at the same time
                 raise ConfigError(reason)
         raise ConfigError("the engine process ended while it started; its log says more")
 
@@ -183,7 +180,7 @@ class EngineClient:
         return poller
 
     def _await_welcome(self) -> messages.Welcome | None:
-        """The engine's welcome, however long it takes to load; None if it ended or this door closes instead."""
+        """The engine's welcome, however long it takes to load; None if it ended or this frontend closes instead."""
         poller = self._poller()
         while self._inbox in (events := dict(poller.poll())) and self._woken not in events:
             message = self._decoder.decode(self._inbox.recv())
@@ -194,48 +191,33 @@ class EngineClient:
 
     def _find_or_start(self) -> int:
         """A pidfd of the running engine; starts one, under the lock, if there is none."""
-        with self._locked():
-            pid_file = self._directory / "engine.pid"
-            if pid_file.exists():
-                pidfd = open_pidfd(int(pid_file.read_text()))
+        directory = self._directory
+        with directory.locked():
+            if directory.pid_file.exists():
+                pidfd = open_pidfd(int(directory.pid_file.read_text()))
                 if pidfd is not None:
                     return pidfd
-            (self._directory / "error.txt").unlink(missing_ok=True)
-            command = [
-                self._config.engine_python,
-                "-m",
-                "gptj_triton.process.server",
-                "--config",
-                self._config.to_json(),
-            ]
-            command += ["--directory", str(self._directory), "--server-pid", str(self._server_pid)]
-            command += ["--door-pid", str(os.getpid())]
-            path = os.pathsep.join(filter(None, [str(PACKAGE_PARENT), os.environ.get("PYTHONPATH")]))
-            environment = cpu_settings(self._config.tensor_para_size) | os.environ | {"PYTHONPATH": path}
+            directory.error_file.unlink(missing_ok=True)
             try:
-                self._child = subprocess.Popen(
-                    command, env=environment, start_new_session=True, stdin=subprocess.DEVNULL
-                )
+                self._child = self._start_engine()
             except OSError as error:
-                (self._directory / "lock").unlink()
-                raise ConfigError(f"the engine cannot be started with {command[0]}: {error.strerror}") from None
-            pid_file.write_text(str(self._child.pid))
+                directory.remove_engine_files()
+                program = self._config.engine_python
+                raise ConfigError(f"the engine cannot be started with {program}: {error.strerror}") from None
+            directory.pid_file.write_text(str(self._child.pid))
             return os.pidfd_open(self._child.pid)
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        path = self._directory / "lock"
-        while True:
-            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with path.open("w") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                if path.exists() and path.samefile(f"/proc/self/fd/{file.fileno()}"):
-                    yield
-                    return
-            # an engine that ended removed the file while this process waited for it
+    def _start_engine(self) -> subprocess.Popen[bytes]:
+        command = [self._config.engine_python, "-m", self._engine_module, "--config", self._config.to_json()]
+        command += ["--directory", str(self._directory.path), "--server-pid", str(self._server_pid)]
+        command += ["--frontend-pid", str(os.getpid())]
+        package = self._directory.link_package()
+        path = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
+        environment = cpu_settings(self._config.tensor_para_size) | os.environ | {"PYTHONPATH": path}
+        return subprocess.Popen(command, env=environment, start_new_session=True, stdin=subprocess.DEVNULL)
 
     def _receive(self) -> None:
-        """Hand answers to their requests until this door closes, or the engine died and cannot be started again."""
+        """Hand answers to their requests until this frontend closes, or the engine died and cannot be started again."""
         while True:
             poller = self._poller()
             while self._pidfd not in (events := dict(poller.poll())):
@@ -245,32 +227,34 @@ class EngineClient:
             if self._closing or not self._reconnect():
                 return
 
-    def _dispatch(self, message: messages.ToDoor) -> None:
+    def _dispatch(self, message: messages.ToFrontend) -> None:
         assert not isinstance(message, messages.Welcome)
-        if isinstance(message, messages.Load):
-            self.load = message
-        elif isinstance(message, messages.Progress):
-            for new in message.requests:
-                _, on_tokens = self._pending.get(new.request, _NOBODY)
+        if isinstance(message, EngineMetrics):
+            self.reports.put(message)
+        elif isinstance(message, messages.Deltas):
+            for delta in message.deltas:
+                _, on_tokens = self._pending.get(delta.request, _NOBODY)
                 if on_tokens is not None:
-                    on_tokens(new)
+                    on_tokens(delta)
         else:
             with self._lock:
                 on_answer, _ = self._pending.pop(message.request, _NOBODY)
             on_answer(message)
 
     def _reconnect(self) -> bool:
-        """After the engine died: answer what was under way, and start a new engine."""
+        """After the engine died: answer what was in flight, and start a new engine."""
         with self._lock:
             self._ready = False
-        self.load = messages.Load(0, 0, 0, 0)
+        self.reports.put(EngineMetrics())
         os.close(self._pidfd)
         while self._inbox.poll(0):  # answers sent before it died count
             self._dispatch(self._decoder.decode(self._inbox.recv()))
         self._fail_pending(ENGINE_DIED)
+        if process_has_ended(self._server_pid):
+            return False  # and so will this process
         log.error("the engine process ended unexpectedly; starting a new one")
         try:
-            self.model = self._connect()
+            self.engine_info = self._connect()
         except ConfigError as error:
             self._unavailable = f"the engine ended and no new one could be started: {error}"
             log.error(self._unavailable)

@@ -1,7 +1,7 @@
-"""What an engine process and its doors say to each other, as MessagePack. Plain data, no behaviour.
+"""The messages between an engine process and its frontends, as MessagePack. Plain data, no behaviour.
 
-A door is a process that takes requests from users; `request` is a number that the door chose and that is unique within
-it.
+A frontend is a process that takes requests from users. `request` is a number that the frontend chose, unique
+within that frontend.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from typing import TypeAlias
 
 import msgspec
 
+from gptj_triton.engine.metrics import EngineMetrics
 from gptj_triton.engine.sampling_params import Limits, SamplingParams
 
 
 class Hello(msgspec.Struct, tag="hello"):
-    """A door joins; the engine connects to its `address` (a ZeroMQ endpoint) and watches its process."""
+    """A frontend joins; the engine connects to its `address` (a ZeroMQ endpoint) and watches its process."""
 
-    door: str
+    frontend: str
     pid: int
     address: str
 
@@ -24,10 +25,10 @@ class Hello(msgspec.Struct, tag="hello"):
 class Submit(msgspec.Struct, tag="submit"):
     """Continue `prompt` (token ids) for at most `timeout` seconds, 0 for as long as it takes.
 
-    With `stream`, which beams have not, its tokens are told as they come; the answer holds them all nevertheless.
+    With `stream`, which beam search does not have, its tokens are sent as they come; the answer holds all of them too.
     """
 
-    door: str
+    frontend: str
     request: int
     prompt: list[int]
     params: SamplingParams
@@ -38,18 +39,18 @@ class Submit(msgspec.Struct, tag="submit"):
 class Cancel(msgspec.Struct, tag="cancel"):
     """Stop generating for a request; it is answered with what there is and finish reason "cancelled"."""
 
-    door: str
+    frontend: str
     request: int
 
 
 class Goodbye(msgspec.Struct, tag="goodbye"):
-    """A door leaves; the engine ends after its last one."""
+    """A frontend leaves; the engine ends after its last one."""
 
-    door: str
+    frontend: str
 
 
 class Welcome(msgspec.Struct, tag="welcome"):
-    """The engine can be used; what a door must know of the model."""
+    """The engine can be used; what a frontend must know of the model."""
 
     engine_pid: int
     limits: Limits
@@ -65,27 +66,18 @@ class Result(msgspec.Struct):
     log_probs: list[float]
 
 
-class NewTokens(msgspec.Struct, array_like=True):
-    """Token ids that a streamed request got since it was told of last, with their log-probabilities if asked for."""
+class TokenDelta(msgspec.Struct, array_like=True):
+    """The token ids that a streamed request got since its last delta, with their log-probabilities if asked for."""
 
     request: int
     tokens: list[int]
     log_probs: list[float]
 
 
-class Progress(msgspec.Struct, tag="progress"):
-    """What a step brought to all streamed requests of a door that go on."""
+class Deltas(msgspec.Struct, tag="deltas"):
+    """What a step gave to the streamed requests of a frontend that go on."""
 
-    requests: list[NewTokens]
-
-
-class Load(msgspec.Struct, tag="load"):
-    """How busy the engine is: sequences of all doors, and pages of the KV cache."""
-
-    running: int
-    waiting: int
-    used_pages: int
-    pages: int
+    deltas: list[TokenDelta]
 
 
 class Finished(msgspec.Struct, tag="finished"):
@@ -96,8 +88,8 @@ class Finished(msgspec.Struct, tag="finished"):
 
 
 class Refused(msgspec.Struct, tag="refused"):
-    """The one answer to a request that cannot be carried out: `invalid` if it was the request's fault, else the
-    engine's.
+    """The one answer to a request that cannot be carried out: `invalid` if the request is at fault, else the
+    engine.
     """
 
     request: int
@@ -106,4 +98,4 @@ class Refused(msgspec.Struct, tag="refused"):
 
 
 ToEngine: TypeAlias = Hello | Submit | Cancel | Goodbye
-ToDoor: TypeAlias = Welcome | Progress | Load | Finished | Refused
+ToFrontend: TypeAlias = Welcome | Deltas | EngineMetrics | Finished | Refused

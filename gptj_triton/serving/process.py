@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import psutil
 import requests
 
 from gptj_triton.serving.errors import ServeError
@@ -190,16 +191,7 @@ def prepare_child() -> None:
 
 def own_children(except_for: int | None = None) -> list[int]:
     """Process ids of this process's children, zombies included."""
-    children = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            # "pid (name) state parent …", and the name may hold brackets and spaces
-            parent = int(stat.read_text(errors="replace").rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        if parent == os.getpid():
-            children.append(int(stat.parent.name))
-    return [pid for pid in children if pid != except_for]
+    return [child.pid for child in psutil.Process().children() if child.pid != except_for]
 
 
 def reap(children: Sequence[int]) -> None:

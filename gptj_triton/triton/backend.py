@@ -1,8 +1,7 @@
 """The Triton backend `fastertransformer`: requests to an engine process that all its models share.
 
-Triton loads this file for every model with `backend: "fastertransformer"`; one that is decoupled streams. It knows
-Triton's calls; the tensors are the business of `triton_io`, when to send what of `replies`, everything else of the
-engine. `execute` returns at once.
+Every model with `backend: "fastertransformer"` is a frontend of the engine; one that is decoupled streams. This file
+knows Triton's calls; `tensors` knows the tensors, `replies` when what is sent. `execute` returns at once.
 """
 
 from __future__ import annotations
@@ -18,10 +17,12 @@ from numpy.typing import NDArray
 from gptj_triton.engine.config import EngineConfig
 from gptj_triton.errors import ConfigError, InvalidRequestError
 from gptj_triton.process.client import EngineClient
-from gptj_triton.process.messages import Load
+from gptj_triton.triton.metrics import PublishedMetrics
 from gptj_triton.triton.replies import Outputs, Replies, Reply, StreamReply, read_pace
 from gptj_triton.triton.stubs import own_server_pid
 from gptj_triton.triton.tensors import read_rows, read_stream, read_timeout
+
+ENGINE_MODULE = "gptj_triton.triton.engine_process"
 
 
 class TritonPythonModel:
@@ -33,14 +34,15 @@ class TritonPythonModel:
         parameters = {name: value["string_value"] for name, value in model_config.get("parameters", {}).items()}
         self.decoupled = bool(model_config["model_transaction_policy"]["decoupled"])
         try:
-            # The engine is shared by all who agree in its settings, so it is not told those of one model.
+            # Not a setting of the engine, which models with equal settings share.
             pace = read_pace(parameters.pop("stream_pieces_per_second", "") if self.decoupled else "")
             config = EngineConfig.from_parameters(parameters, Path(args["model_repository"]).parent)
-            self.engine = EngineClient(config, own_server_pid(), name=f"{args['model_name']}-{os.getpid()}")
+            name = f"{args['model_name']}-{os.getpid()}"
+            self.engine = EngineClient(config, own_server_pid(), name, ENGINE_MODULE)
         except ConfigError as error:
             raise pb_utils.TritonModelException(f"cannot serve GPT-J: {error}") from None
-        self.gauges = Gauges(args["model_name"])
-        self.replies = Replies(self.engine, pace, on_load=self.gauges.set)
+        self.metrics = PublishedMetrics(args["model_name"])
+        self.replies = Replies(self.engine, pace, self.metrics.publish)
 
     def execute(self, requests: list[Any]) -> None:
         """Hand every sequence of every request to the engine; `replies` answers them."""
@@ -48,7 +50,7 @@ class TritonPythonModel:
             responder = TritonResponder(request)
             try:
                 tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-                rows = read_rows(tensors, self.engine.model)
+                rows = read_rows(tensors, self.engine.engine_info)
                 timeout = read_timeout(request.timeout(), request.parameters())
                 if self.decoupled and read_stream(tensors, rows):
                     reply: Reply = StreamReply(tensors, rows, responder)
@@ -63,10 +65,10 @@ class TritonPythonModel:
                 self.replies.submit(reply, rows, timeout)
 
     def finalize(self) -> None:
-        """Leave the engine. Triton has waited for the requests under way, or given up on them."""
+        """Leave the engine. Triton has waited for the requests in flight, or given up on them."""
         self.engine.close()
         self.replies.close()
-        self.gauges.close()
+        self.metrics.close()
 
 
 class TritonResponder:
@@ -95,34 +97,5 @@ class TritonResponder:
         self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def is_cancelled(self) -> bool:
-        """Whether the client left, which Triton tells only of clients that ask this model directly, over gRPC."""
+        """Whether the client left. Triton reports it only of clients that ask this model directly, over gRPC."""
         return bool(self._request.is_cancelled())
-
-
-class Gauges:
-    """The engine's load among Triton's metrics, with the label of the model that publishes it."""
-
-    GAUGES = (
-        ("gptj_running_sequences", "Sequences that the engine computes", "running"),
-        ("gptj_waiting_sequences", "Sequences that wait for the engine to begin", "waiting"),
-        ("gptj_kv_cache_used_pages", "Pages of the KV cache that sequences use", "used_pages"),
-        ("gptj_kv_cache_pages", "Pages of the KV cache", "pages"),
-    )
-
-    def __init__(self, model_name: str) -> None:
-        self._gauges = []
-        for name, description, field in self.GAUGES:
-            family = pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.GAUGE)
-            self._gauges.append((family, family.Metric(labels={"model": model_name}), field))
-
-    def set(self, load: Load) -> None:
-        """Publish; one thread at a time, or the server dies."""
-        for _, metric, field in self._gauges:
-            metric.set(getattr(load, field))
-
-    def close(self) -> None:
-        """Let go of the metrics while Triton can still be told: a stub that ends with any of them crashes."""
-        while self._gauges:
-            family, metric, _ = self._gauges.pop()
-            del metric
-            del family

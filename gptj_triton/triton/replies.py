@@ -7,6 +7,7 @@ tokens that come meanwhile travel together in the next piece.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import heapq
 import itertools
@@ -20,9 +21,10 @@ from typing import Any, Protocol, TypeAlias
 
 from numpy.typing import NDArray
 
+from gptj_triton.engine.metrics import EngineMetrics
 from gptj_triton.errors import ConfigError, UnavailableError
 from gptj_triton.process.client import Answer, EngineClient
-from gptj_triton.process.messages import Finished, Load, NewTokens, Refused
+from gptj_triton.process.messages import Finished, Refused, TokenDelta
 from gptj_triton.triton.tensors import PieceTensors, Row, Tensors, passed_through, write_tensors
 
 Outputs: TypeAlias = dict[str, NDArray[Any]]
@@ -30,7 +32,7 @@ Outputs: TypeAlias = dict[str, NDArray[Any]]
 PIECES_PER_SECOND = 1000.0
 HANDLE_INTERVAL = 0.12  # seconds between two pieces of a stream that say how to cancel it
 CANCEL_CHECK_AGE = 0.5  # seconds after which a request is first asked whether its client left
-ROUND_INTERVAL = 0.1  # seconds between two rounds of asking, and of looking at the engine's load
+ROUND_INTERVAL = 0.1  # seconds between two rounds of asking, and of publishing metrics
 CANCEL_CHECKS_A_ROUND = 50  # one takes 0.1 ms
 
 log = logging.getLogger("gptj_triton")
@@ -101,10 +103,10 @@ class StreamReply(Reply):
         self._lock = threading.Lock()
         self._waiting = False  # tokens that no piece has carried
 
-    def take_tokens(self, new: NewTokens, index: int) -> bool:
+    def take_tokens(self, delta: TokenDelta, index: int) -> bool:
         """New tokens of one sequence; true if they are the first to wait for the next piece."""
         with self._lock:
-            self._pieces.add(index, new.tokens, new.log_probs)
+            self._pieces.add(index, delta.tokens, delta.log_probs)
             first, self._waiting = not self._waiting, True
         return first
 
@@ -128,13 +130,14 @@ class StreamReply(Reply):
 
 
 class Replies:
-    """All replies under way, and the thread that sends them."""
+    """All replies in flight, and the thread that sends them."""
 
-    def __init__(self, engine: EngineClient, pieces_per_second: float, on_load: Callable[[Load], None]) -> None:
-        """`on_load` is called with the engine's load when that has changed, on the thread that sends."""
+    def __init__(
+        self, engine: EngineClient, pieces_per_second: float, publish: Callable[[EngineMetrics], None]
+    ) -> None:
+        """`publish` gets each report of the engine's metrics, on the thread that sends."""
         self._engine = engine
-        self._on_load = on_load
-        self._load: Load | None = None
+        self._publish = publish
         self._pieces_per_second = pieces_per_second
         # Filled by whoever submits, emptied by the thread that sends.
         self._open: dict[Reply, None] = {}  # the one asked about longest ago comes first
@@ -174,8 +177,8 @@ class Replies:
         if reply.take(index, answer):
             self._tasks.put(functools.partial(self._send_last, reply))
 
-    def _take_tokens(self, reply: StreamReply, index: int, new: NewTokens) -> None:
-        if reply.take_tokens(new, index):
+    def _take_tokens(self, reply: StreamReply, index: int, delta: TokenDelta) -> None:
+        if reply.take_tokens(delta, index):
             self._tasks.put(functools.partial(self._pace, reply))
 
     def _run(self) -> None:
@@ -239,7 +242,7 @@ class Replies:
                 self._finish(reply)
 
     def _fail(self, reply: Reply, message: str, invalid: bool) -> None:
-        """End a reply with an error; nobody waits for what is still under way of it."""
+        """End a reply with an error; nobody waits for what is still in flight of it."""
         self._finish(reply)
         self._cancel(reply)
         reply.responder.fail(message, invalid)
@@ -250,7 +253,7 @@ class Replies:
         self._open_streams.discard(reply)
 
     def _make_round(self) -> None:
-        """Cancel what clients left, and tell the engine's load if it has changed."""
+        """Cancel the requests of clients that left, and publish what the engine reported."""
         now = time.monotonic()
         self._at(now + ROUND_INTERVAL, self._make_round)
         old = (reply for reply in list(self._open) if now - reply.began >= CANCEL_CHECK_AGE and not reply.cancelled)
@@ -258,9 +261,9 @@ class Replies:
             self._open[reply] = self._open.pop(reply)
             if reply.responder.is_cancelled():
                 self._cancel(reply)
-        if self._load != self._engine.load:
-            self._load = self._engine.load
-            self._on_load(self._load)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._publish(self._engine.reports.get_nowait())
 
     def _cancel(self, reply: Reply) -> None:
         reply.cancelled = True

@@ -95,7 +95,7 @@ class Server:
 
     @property
     def engines(self) -> list[psutil.Process]:
-        return self.processes_with("gptj_triton.process.server")
+        return self.processes_with("gptj_triton.triton.engine_process")
 
     @property
     def tritonserver(self) -> psutil.Process | None:

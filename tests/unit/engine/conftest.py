@@ -13,6 +13,7 @@ from transformers import GPTJForCausalLM
 
 from gptj_triton.engine.config import EngineConfig, cpu_settings
 from gptj_triton.engine.engine import Engine
+from gptj_triton.engine.load import load_engine
 
 # An engine's environment, as it is where there are several threads. MKL reads it at its first product.
 os.environ |= cpu_settings() | {"MKL_CBWR": "AUTO,STRICT"}
@@ -52,10 +53,10 @@ def reference(storyteller: Path) -> Any:
 @pytest.fixture(scope="session")
 def engine(storyteller: Path) -> Engine:
     """An engine on the embedded model whose KV cache is never short of pages. Tests leave it idle."""
-    return Engine(EngineConfig(str(storyteller), device="cpu", kv_cache_gib=0.5))
+    return load_engine(EngineConfig(str(storyteller), device="cpu", kv_cache_gib=0.5))
 
 
 @pytest.fixture(scope="session")
 def solitary(storyteller: Path) -> Engine:
     """A second one, for one request at a time only: it shares no page that was computed among others."""
-    return Engine(EngineConfig(str(storyteller), device="cpu", kv_cache_gib=0.5))
+    return load_engine(EngineConfig(str(storyteller), device="cpu", kv_cache_gib=0.5))

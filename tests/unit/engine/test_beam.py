@@ -20,6 +20,7 @@ from gptj_triton.engine.beam import BeamSearch
 from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.engine import Engine
 from gptj_triton.engine.kv_cache import KVCache
+from gptj_triton.engine.load import load_engine
 from gptj_triton.engine.sampling_params import SamplingParams
 from gptj_triton.engine.scheduler import Scheduled
 from gptj_triton.engine.sequence import Sampled, Sequence
@@ -43,13 +44,13 @@ def tiny_reference(tiny: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def tiny_engine(tiny: Path) -> Engine:
-    return Engine(EngineConfig(str(tiny), device="cpu", kv_cache_gib=0.05))
+    return load_engine(EngineConfig(str(tiny), device="cpu", kv_cache_gib=0.05))
 
 
 @pytest.fixture(scope="module")
 def crowded(tiny: Path) -> Engine:
     """An engine with pages for one full context and hardly more."""
-    return Engine(EngineConfig(str(tiny), device="cpu", kv_cache_gib=0.0015, step_tokens=32, max_sequences=8))
+    return load_engine(EngineConfig(str(tiny), device="cpu", kv_cache_gib=0.0015, step_tokens=32, max_sequences=8))
 
 
 def search(engine: Engine, prompt: list[int], key: Any = "beams", **fields: Any) -> list[Sequence]:
@@ -142,7 +143,7 @@ def test_a_search_among_others_finds_what_it_finds_alone(engine: Engine, storyte
     prompts = [random.Random(number % 6).choices(range(4000), k=20) for number in range(12)]
     fields: dict[str, Any] = {"end_id": 4095, "request_output_len": 70, "min_length": 70}
     alone = [search(engine, prompt, beam_width=3, **fields) for prompt in prompts[:6]]
-    small = Engine(EngineConfig(str(storyteller), device="cpu", kv_cache_gib=0.0123, step_tokens=24))
+    small = load_engine(EngineConfig(str(storyteller), device="cpu", kv_cache_gib=0.0123, step_tokens=24))
     for number, prompt in enumerate(prompts):
         small.submit(Sequence(number, prompt, SamplingParams(beam_width=3, **fields)))
     ended: dict[Any, list[list[int]]] = {}

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.engine import Engine
+from gptj_triton.engine.load import load_engine
 from gptj_triton.engine.sampling_params import SamplingParams
 from gptj_triton.engine.sequence import Sequence
 from gptj_triton.errors import InvalidRequestError
@@ -105,7 +106,7 @@ def small_engine(storyteller: Path, tmp_path_factory: pytest.TempPathFactory) ->
         (directory / name).symlink_to(storyteller / name)
     page_bytes = 2 * config["n_layer"] * config["n_embd"] * 16 * 4
     gib = 16.5 * page_bytes / 2**30
-    return Engine(EngineConfig(str(directory), device="cpu", kv_cache_gib=gib, step_tokens=48))
+    return load_engine(EngineConfig(str(directory), device="cpu", kv_cache_gib=gib, step_tokens=48))
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -299,7 +300,7 @@ def test_log_probs_are_kept_only_when_asked_for(engine: Engine) -> None:
 def test_parameters_that_leave_no_distribution_harm_nobody_else(
     how: dict[str, Any], engine: Engine, storyteller: Path
 ) -> None:
-    tried = Engine(EngineConfig(str(storyteller), device="cpu", kv_cache_gib=0.02))
+    tried = load_engine(EngineConfig(str(storyteller), device="cpu", kv_cache_gib=0.02))
     others = [Sequence(seed, random_prompt(9, seed), params(runtime_top_p=0.9, random_seed=seed)) for seed in range(2)]
     run(tried, {0: [others[0], Sequence("extreme", [5, 6], params(request_output_len=4, **how)), others[1]]})
     for sequence in others:

@@ -1,49 +1,50 @@
-"""Real engine processes behind real doors: shared, killed, restarted, left, and never outliving their server."""
+"""Real engine processes behind real frontends: shared, killed, restarted, left, and never outliving their server."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import queue
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 import zmq
 
 from gptj_triton.engine.config import EngineConfig
+from gptj_triton.engine.metrics import EngineMetrics
 from gptj_triton.engine.sampling_params import SamplingParams
 from gptj_triton.errors import ConfigError, UnavailableError
-from gptj_triton.process.client import Answer, EngineClient, engine_directory
-from gptj_triton.process.messages import Finished, NewTokens, Refused
+from gptj_triton.process.client import Answer, EngineClient
+from gptj_triton.process.directory import EngineDirectory, server_directory
+from gptj_triton.process.messages import Finished, Refused, TokenDelta
 
 LONG = SamplingParams(request_output_len=900, end_id=256, min_length=900)
 SHORT = SamplingParams(request_output_len=5, end_id=256, min_length=5)
-DOOR = """
+FRONTEND = """
 import sys
 from gptj_triton.process.client import EngineClient
 from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.sampling_params import SamplingParams
-door = EngineClient(EngineConfig.from_json(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+frontend = EngineClient(EngineConfig.from_json(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
 for _ in range(int(sys.argv[4])):
-    door.submit([1, 2], SamplingParams(request_output_len=900, end_id=256, min_length=900), lambda answer: None)
-print(door.model.engine_pid, flush=True)
+    frontend.submit([1, 2], SamplingParams(request_output_len=900, end_id=256, min_length=900), lambda answer: None)
+print(frontend.engine_info.engine_pid, flush=True)
 sys.stdin.read()
-door.close()
+frontend.close()
 """
 
 Server = subprocess.Popen[bytes]
 
-# A door does not wait for the engine that it started: it may have to leave it to other doors.
+# A frontend does not wait for the engine that it started: it may have to leave it to other frontends.
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 
 
@@ -64,35 +65,41 @@ def server() -> Iterator[Server]:
     with subprocess.Popen(["sleep", "600"]) as process:
         yield process
         process.kill()
-    shutil.rmtree(server_directory(process), ignore_errors=True)
+    shutil.rmtree(files_of(process), ignore_errors=True)
 
 
 @pytest.fixture
-def open_door(config: EngineConfig, server: Server) -> Iterator[Callable[..., EngineClient]]:
-    """Opens doors of this process to the engine of `config`, changed by keywords; those still open at the end are
-    closed."""
-    doors: list[EngineClient] = []
+def open_frontend(config: EngineConfig, server: Server) -> Iterator[Callable[..., EngineClient]]:
+    """Opens frontends of this process to the engine of `config`, changed by keywords; all are closed at the end."""
     with contextlib.ExitStack() as stack:
 
         def open_one(name: str, **changes: Any) -> EngineClient:
-            door = EngineClient(dataclasses.replace(config, **changes), server.pid, name)
-            doors.append(door)
-            stack.callback(close_once, door)
-            return door
+            frontend = EngineClient(msgspec.structs.replace(config, **changes), server.pid, name)
+            stack.callback(frontend.close)
+            return frontend
 
         yield open_one
         stack.close()
-        for child in filter(None, (door._child for door in doors)):
-            child.wait(30)
+        psutil.wait_procs(psutil.Process().children(), timeout=30)
 
 
-def close_once(door: EngineClient) -> None:
-    if not door._closing:
-        door.close()
+def files_of(server: Server) -> Path:
+    return server_directory(server.pid)
 
 
-def server_directory(server: Server) -> Path:
-    return Path(tempfile.gettempdir()) / f"gptj-engine-{server.pid}"
+class Reports:
+    """The engine's metrics as a frontend gets them."""
+
+    def __init__(self, frontend: EngineClient) -> None:
+        self._frontend = frontend
+        self._last = EngineMetrics()
+
+    @property
+    def last(self) -> EngineMetrics:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._last = self._frontend.reports.get_nowait()
+        return self._last
 
 
 def wait_until(condition: Callable[[], bool], otherwise: str, seconds: float = 30.0) -> None:
@@ -129,12 +136,12 @@ def mailbox() -> Mailbox:
     return Mailbox()
 
 
-def submit_when_ready(door: EngineClient, mailbox: Mailbox) -> None:
+def submit_when_ready(frontend: EngineClient, mailbox: Mailbox) -> None:
     """As a user does who is told to try again."""
     deadline = time.monotonic() + 100
     while True:
         try:
-            door.submit([1, 2, 3], SHORT, mailbox.answers.put)
+            frontend.submit([1, 2, 3], SHORT, mailbox.answers.put)
         except UnavailableError:
             assert time.monotonic() < deadline, "no new engine came"
             time.sleep(0.02)
@@ -142,14 +149,14 @@ def submit_when_ready(door: EngineClient, mailbox: Mailbox) -> None:
             return
 
 
-def test_two_doors_share_one_engine_that_ends_after_the_last_one(
-    open_door: Callable[..., EngineClient], mailbox: Mailbox, server: Server
+def test_two_frontends_share_one_engine_that_ends_after_the_last_one(
+    open_frontend: Callable[..., EngineClient], mailbox: Mailbox, server: Server
 ) -> None:
-    first, second = open_door("first"), open_door("second")
-    pid = first.model.engine_pid
-    assert second.model.engine_pid == pid
-    for door in (first, second):
-        door.submit([1, 2, 3], SHORT, mailbox.answers.put)
+    first, second = open_frontend("first"), open_frontend("second")
+    pid = first.engine_info.engine_pid
+    assert second.engine_info.engine_pid == pid
+    for frontend in (first, second):
+        frontend.submit([1, 2, 3], SHORT, mailbox.answers.put)
     assert mailbox.tokens() == mailbox.tokens()
 
     number = second.submit([1, 2, 3], LONG, mailbox.answers.put)
@@ -159,7 +166,7 @@ def test_two_doors_share_one_engine_that_ends_after_the_last_one(
     assert isinstance(cancelled, Finished)
     assert cancelled.results[0].finish_reason == "cancelled"
     assert len(cancelled.results[0].tokens) < 900
-    assert not has_ended(pid), "the engine left while a door was there"
+    assert not has_ended(pid), "the engine left while a frontend was there"
 
     second.submit([300], SHORT, mailbox.answers.put)
     refused = mailbox.take()
@@ -172,39 +179,39 @@ def test_two_doors_share_one_engine_that_ends_after_the_last_one(
     gone = mailbox.take()
     assert isinstance(gone, Refused)
     assert not gone.invalid
-    wait_until(lambda: has_ended(pid), "the engine outlived its last door")
+    wait_until(lambda: has_ended(pid), "the engine outlived its last frontend")
     assert mailbox.answers.empty()
-    assert not server_directory(server).exists()
+    assert not files_of(server).exists()
 
 
-def test_a_streamed_request_is_told_its_tokens_as_they_come_from_either_door(
-    open_door: Callable[..., EngineClient], mailbox: Mailbox
+def test_a_streamed_request_gets_its_tokens_as_they_come_at_either_frontend(
+    open_frontend: Callable[..., EngineClient], mailbox: Mailbox
 ) -> None:
     params = SamplingParams(request_output_len=30, end_id=256, min_length=30, is_return_log_probs=True)
-    told: dict[str, list[NewTokens]] = {"first": [], "second": []}
-    for name, news in told.items():
-        open_door(name).submit([1, 2, 3], params, mailbox.answers.put, news.append)
-    for _ in told:
+    deltas: dict[str, list[TokenDelta]] = {"first": [], "second": []}
+    for name, received in deltas.items():
+        open_frontend(name).submit([1, 2, 3], params, mailbox.answers.put, received.append)
+    for _ in deltas:
         answer = mailbox.take()
         assert isinstance(answer, Finished)
         [result] = answer.results
-    for news in told.values():
-        assert len(news) > 5
-        tokens = [token for new in news for token in new.tokens]
+    for received in deltas.values():
+        assert len(received) > 5
+        tokens = [token for delta in received for token in delta.tokens]
         assert tokens == result.tokens[: len(tokens)]
-        assert [log_prob for new in news for log_prob in new.log_probs] == result.log_probs[: len(tokens)]
+        assert [log_prob for delta in received for log_prob in delta.log_probs] == result.log_probs[: len(tokens)]
 
 
 def test_a_timeout_ends_requests_that_run_and_that_wait_with_what_they_have(
-    make_checkpoint: Callable[..., Path], open_door: Callable[..., EngineClient], mailbox: Mailbox
+    make_checkpoint: Callable[..., Path], open_frontend: Callable[..., EngineClient], mailbox: Mailbox
 ) -> None:
     slow = str(make_checkpoint(n_layer=12))
-    door = open_door("only", model_checkpoint_path=slow, kv_cache_gib=0.1, max_sequences=1)
+    frontend = open_frontend("only", model_checkpoint_path=slow, kv_cache_gib=0.1, max_sequences=1)
     running: queue.Queue[Answer] = queue.Queue()
     started = time.monotonic()
-    door.submit([1, 2], LONG, running.put, timeout=1.0)
-    door.submit([1, 2], LONG, mailbox.answers.put, timeout=0.3)
-    door.submit([1, 2, 3], SHORT, mailbox.answers.put, timeout=100.0)
+    frontend.submit([1, 2], LONG, running.put, timeout=1.0)
+    frontend.submit([1, 2], LONG, mailbox.answers.put, timeout=0.3)
+    frontend.submit([1, 2, 3], SHORT, mailbox.answers.put, timeout=100.0)
     waited = mailbox.take()
     assert isinstance(waited, Finished)
     assert (waited.results[0].finish_reason, waited.results[0].tokens) == ("timeout", [])
@@ -217,86 +224,93 @@ def test_a_timeout_ends_requests_that_run_and_that_wait_with_what_they_have(
     assert time.monotonic() - started >= 1.0
 
 
-def test_a_request_is_cancelled_by_whoever_has_its_handle_and_the_load_is_told(
-    open_door: Callable[..., EngineClient], mailbox: Mailbox
+def test_a_request_is_cancelled_by_whoever_has_its_handle_and_metrics_are_reported(
+    open_frontend: Callable[..., EngineClient], mailbox: Mailbox
 ) -> None:
-    door, other = open_door("first"), open_door("second")
-    number = door.submit([1, 2], LONG, mailbox.answers.put)
-    for each in (door, other):
-        wait_until(lambda each=each: each.load.running == 1 and each.load.used_pages > 0, "no load")  # type: ignore[misc]
-    address, _, message = door.cancel_handle(number).partition(b"\n")
+    frontend, other = open_frontend("first"), open_frontend("second")
+    number = frontend.submit([1, 2], LONG, mailbox.answers.put)
+    reports = [Reports(frontend), Reports(other)]
+    for each in reports:
+        wait_until(lambda each=each: each.last.running_sequences == 1, "no report")  # type: ignore[misc]
+        assert each.last.kv_cache_used_pages > 0
+    address, _, message = frontend.cancel_handle(number).partition(b"\n")
     with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
         socket.connect(address.decode())
         socket.send(message)
         socket.close(linger=1000)
     answer = mailbox.take()
     assert isinstance(answer, Finished) and answer.results[0].finish_reason == "cancelled"
-    for each in (door, other):
-        wait_until(lambda each=each: each.load.running == each.load.used_pages == 0, "no idle load")  # type: ignore[misc]
+    for each in reports:
+        wait_until(lambda each=each: each.last.running_sequences == 0, "no report of an idle engine")  # type: ignore[misc]
+        assert each.last.kv_cache_used_pages == 0 and each.last.generated_tokens >= len(answer.results[0].tokens)
 
 
 def test_a_killed_engine_answers_each_request_once_with_an_error_and_a_new_one_serves(
-    open_door: Callable[..., EngineClient], mailbox: Mailbox
+    open_frontend: Callable[..., EngineClient], mailbox: Mailbox
 ) -> None:
-    doors = [open_door("first"), open_door("second")]
-    pid = doors[0].model.engine_pid
-    for door in doors * 8:
-        door.submit([1, 2], LONG, mailbox.answers.put)
-    wait_until(lambda: doors[0].load.running > 0, "no load")
+    frontends = [open_frontend("first"), open_frontend("second")]
+    pid = frontends[0].engine_info.engine_pid
+    for frontend in frontends * 8:
+        frontend.submit([1, 2], LONG, mailbox.answers.put)
+    reports = Reports(frontends[0])
+    wait_until(lambda: reports.last.running_sequences > 0, "no report")
     os.kill(pid, signal.SIGKILL)
     answers = [mailbox.take() for _ in range(16)]
     assert all(isinstance(answer, Refused) and not answer.invalid for answer in answers)
-    for door in doors:
-        submit_when_ready(door, mailbox)
+    for frontend in frontends:
+        submit_when_ready(frontend, mailbox)
     assert mailbox.tokens() == mailbox.tokens()
     assert mailbox.answers.empty(), "a request was answered twice"
-    assert doors[0].model.engine_pid == doors[1].model.engine_pid != pid
+    assert frontends[0].engine_info.engine_pid == frontends[1].engine_info.engine_pid != pid
 
 
-def test_a_door_that_was_killed_keeps_neither_the_engine_nor_its_requests_alive(
-    config: EngineConfig, server: Server, open_door: Callable[..., EngineClient], mailbox: Mailbox
+def test_a_frontend_that_was_killed_keeps_neither_the_engine_nor_its_requests_alive(
+    config: EngineConfig, server: Server, open_frontend: Callable[..., EngineClient], mailbox: Mailbox
 ) -> None:
-    command = [sys.executable, "-c", DOOR, config.to_json(), str(server.pid), "doomed", "40"]
+    command = [sys.executable, "-c", FRONTEND, config.to_json(), str(server.pid), "doomed", "40"]
     environment = os.environ
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe) as doomed:
         assert doomed.stdout is not None
         pid = int(doomed.stdout.readline())
-        door = open_door("other")
-        assert door.model.engine_pid == pid
-        wait_until(lambda: door.load.waiting > 0, "no load")
+        frontend = open_frontend("other")
+        assert frontend.engine_info.engine_pid == pid
+        reports = Reports(frontend)
+        wait_until(lambda: reports.last.waiting_sequences > 0, "no report")
         doomed.kill()
-    # What the dead door asked for would take the engine most of a minute.
-    wait_until(lambda: door.load.running == door.load.waiting == 0, "the engine works for a door that is dead", 10)
-    door.submit([1, 2, 3], SamplingParams(request_output_len=50, end_id=256, min_length=50), mailbox.answers.put)
+    # What the dead frontend asked for would take the engine most of a minute.
+    wait_until(
+        lambda: reports.last.running_sequences == reports.last.waiting_sequences == 0,
+        "the engine works for a frontend that is dead",
+        10,
+    )
+    frontend.submit([1, 2, 3], SamplingParams(request_output_len=50, end_id=256, min_length=50), mailbox.answers.put)
     assert len(mailbox.tokens()) == 50
-    door.close()
-    wait_until(lambda: has_ended(pid), "the engine waits for a door that is dead")
-    assert not server_directory(server).exists()
+    frontend.close()
+    wait_until(lambda: has_ended(pid), "the engine waits for a frontend that is dead")
+    assert not files_of(server).exists()
 
 
 def test_the_engine_ends_when_its_server_is_killed(
-    config: EngineConfig, open_door: Callable[..., EngineClient], server: Server, mailbox: Mailbox
+    config: EngineConfig, open_frontend: Callable[..., EngineClient], server: Server, mailbox: Mailbox
 ) -> None:
-    door = open_door("only")
-    pid = door.model.engine_pid
-    door.submit([1], LONG, mailbox.answers.put)
+    frontend = open_frontend("only")
+    pid = frontend.engine_info.engine_pid
+    frontend.submit([1], LONG, mailbox.answers.put)
     server.kill()
     server.wait()
     wait_until(lambda: has_ended(pid), "the engine outlived its server")
     mailbox.take()
-    door._closing = True  # a real door ends with its server and starts no other engine
-    door.close()
 
 
 def test_the_engine_ends_when_its_server_dies_while_weights_load(config: EngineConfig, server: Server) -> None:
-    directory = engine_directory(config, server.pid)
+    directory = EngineDirectory.of(config, server.pid).path
     directory.mkdir(parents=True)
     os.mkfifo(directory / "config.json")  # reading the checkpoint hangs here
     hanging = EngineConfig(str(directory), device="cpu")
     command = [sys.executable, "-m", "gptj_triton.process.server", "--config", hanging.to_json()]
     command += ["--directory", str(directory), "--server-pid", str(server.pid)]
-    command += ["--door-pid", str(os.getpid())]
+    command += ["--frontend-pid", str(os.getpid())]
     with subprocess.Popen(command) as loading:
         wait_until((directory / "engine.sock").exists, "the engine did not come up")
         time.sleep(0.1)
@@ -304,18 +318,18 @@ def test_the_engine_ends_when_its_server_dies_while_weights_load(config: EngineC
         server.kill()
         server.wait()
         assert loading.wait(30) == 0
-    assert not server_directory(server).exists()
+    assert not files_of(server).exists()
 
 
-def test_the_engine_ends_when_its_only_door_dies_while_weights_load(
+def test_the_engine_ends_when_its_only_frontend_dies_while_weights_load(
     config: EngineConfig, server: Server, tmp_path: Path
 ) -> None:
     (tmp_path / "model.safetensors").symlink_to(config.checkpoint / "model.safetensors")
     os.mkfifo(tmp_path / "config.json")  # reading the checkpoint hangs here
     hanging = EngineConfig(str(tmp_path), device="cpu", engine_python=sys.executable, kv_cache_gib=0.01)
-    command = [sys.executable, "-c", DOOR, hanging.to_json(), str(server.pid), "doomed", "0"]
+    command = [sys.executable, "-c", FRONTEND, hanging.to_json(), str(server.pid), "doomed", "0"]
     with subprocess.Popen(command) as doomed:
-        directory = engine_directory(hanging, server.pid)
+        directory = EngineDirectory.of(hanging, server.pid).path
         wait_until((directory / "engine.sock").exists, "the engine did not come up")
         pid = int((directory / "engine.pid").read_text())
         doomed.kill()
@@ -323,19 +337,19 @@ def test_the_engine_ends_when_its_only_door_dies_while_weights_load(
     wait_until(lambda: has_ended(pid), "the engine waits for ever")
 
 
-def test_a_checkpoint_that_cannot_be_loaded_is_the_reason_a_door_is_given(server: Server, tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_loaded_is_the_reason_a_frontend_is_given(server: Server, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     config = EngineConfig(str(tmp_path), device="cpu", engine_python=sys.executable)
     with pytest.raises(ConfigError, match=r"config\.json: model_type is 'llama', expected 'gptj'"):
         EngineClient(config, server.pid, "only")
-    assert not server_directory(server).exists()
+    assert not files_of(server).exists()
 
 
 def test_an_interpreter_that_does_not_exist_is_named(server: Server, make_checkpoint: Callable[..., Path]) -> None:
     config = EngineConfig(str(make_checkpoint(n_layer=1)), device="cpu", engine_python="/nowhere/python3")
     with pytest.raises(ConfigError, match=r"cannot be started with /nowhere/python3: No such file"):
         EngineClient(config, server.pid, "only")
-    assert not server_directory(server).exists()
+    assert not files_of(server).exists()
 
 
 def test_a_stub_knows_its_server_by_its_arguments_when_its_parent_is_another() -> None:

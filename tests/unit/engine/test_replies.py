@@ -12,10 +12,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from gptj_triton.engine.metrics import EngineMetrics
 from gptj_triton.engine.sampling_params import SamplingParams
 from gptj_triton.errors import ConfigError, UnavailableError
 from gptj_triton.process.client import EngineClient
-from gptj_triton.process.messages import Finished, Load, NewTokens, Refused, Result
+from gptj_triton.process.messages import Finished, Refused, Result, TokenDelta
 from gptj_triton.triton.replies import (
     CANCEL_CHECK_AGE,
     HANDLE_INTERVAL,
@@ -35,8 +36,8 @@ class Engine:
     """Takes requests as EngineClient does; the test answers them."""
 
     def __init__(self) -> None:
-        self.load = Load(0, 0, 0, 0)
-        self.requests: list[tuple[Callable[[Any], None], Callable[[NewTokens], None]]] = []
+        self.reports: queue.SimpleQueue[EngineMetrics] = queue.SimpleQueue()
+        self.requests: list[tuple[Callable[[Any], None], Callable[[TokenDelta], None]]] = []
         self.cancelled: list[int] = []
         self.available = True
 
@@ -53,7 +54,7 @@ class Engine:
         return b"handle %d" % number
 
     def add(self, number: int, *tokens: int) -> None:
-        self.requests[number][1](NewTokens(number, list(tokens), []))
+        self.requests[number][1](TokenDelta(number, list(tokens), []))
 
     def end(self, number: int, *tokens: int, reason: str = "length") -> None:
         self.requests[number][0](Finished(number, [Result(list(tokens), reason, [])]))
@@ -111,7 +112,7 @@ def engine() -> Engine:
 
 @pytest.fixture
 def replies(engine: Engine) -> Iterator[Replies]:
-    opened = Replies(cast(EngineClient, engine), PACE, on_load=lambda load: None)
+    opened = Replies(cast(EngineClient, engine), PACE, lambda report: None)
     yield opened
     opened.close()
 
@@ -246,7 +247,7 @@ def test_all_sequences_are_cancelled_when_their_client_left(engine: Engine, repl
 
 
 def test_some_pieces_a_second_say_how_to_cancel(engine: Engine) -> None:
-    replies = Replies(cast(EngineClient, engine), 1000.0, on_load=lambda load: None)
+    replies = Replies(cast(EngineClient, engine), 1000.0, lambda report: None)
     client = Client()
     begin(replies, client, copies=2)
     handles: list[Any] = []

@@ -6,18 +6,19 @@ A GPU does so; here a runner on the CPU does the same with the tokens that it ke
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 
 from gptj_triton.checkpoint.model_config import ModelConfig
-from gptj_triton.engine import engine as engine_module
 from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.eager.sharded_model import ShardedModel
 from gptj_triton.engine.engine import Engine
-from gptj_triton.engine.runner import Model, Runner
+from gptj_triton.engine.load import assemble, load_engine
+from gptj_triton.engine.runner import Model
 from gptj_triton.engine.sampler import sample
 from gptj_triton.engine.sampling_params import SamplingParams
 from gptj_triton.engine.sequence import Sampled, Sequence
@@ -26,48 +27,67 @@ from gptj_triton.engine.step_plan import StepPlan
 END = 256
 
 
-class SecretiveModel(ShardedModel):
-    """Knows the tokens that the host does not yet know."""
+class SecretiveModel:
+    """A model that knows the tokens which the host does not know yet."""
 
-    sampled: list[int]
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self.sampled: list[int] = []
+
+    @property
+    def device(self) -> torch.device:
+        return self._model.device
+
+    @property
+    def page_bytes(self) -> int:
+        return self._model.page_bytes
+
+    def allocate(self, num_pages: int) -> None:
+        self._model.allocate(num_pages)
 
     def forward(self, plan: StepPlan) -> Tensor:
         plan.token_ids = [self.sampled[-1 - token] if token < 0 else token for token in plan.token_ids]
-        return super().forward(plan)
+        return self._model.forward(plan)
+
+    def measure(self, plan: StepPlan, use: Callable[[Tensor], object]) -> int:
+        return self._model.measure(plan, use)
+
+    def close(self) -> None:
+        self._model.close()
 
 
-class AheadRunner(Runner):
-    depth = 1
-    launched_ahead = 0
+class AheadSampler:
+    """Keeps the tokens of a step to itself until the next one is launched."""
 
-    def _load(self, config: EngineConfig, model: ModelConfig) -> Model:
-        self.secretive = SecretiveModel(config, model)
-        return self.secretive
+    steps_ahead = 1
 
-    def _choose(self, logits: Tensor, sampling: list[Sequence]) -> Callable[[], list[list[Sampled]]]:
-        if any(sequence.params.beam_width > 1 for sequence in sampling):
+    def __init__(self, model: SecretiveModel) -> None:
+        self._model = model
+        self.launched_ahead = 0
+
+    def can_run_ahead(self, sequences: Iterable[Sequence]) -> bool:
+        return all(sequence.params.beam_width == 1 for sequence in sequences)
+
+    def start(self, logits: Tensor, sequences: list[Sequence]) -> Callable[[], list[list[Sampled]]]:
+        if not self.can_run_ahead(sequences):
             kept = logits.clone()
-            return lambda: sample(kept, sampling)
-        AheadRunner.launched_ahead += any(sequence.in_flight for sequence in sampling)
-        chosen = sample(logits.clone(), sampling)
-        self.secretive.sampled = [choices[0].token for choices in chosen]
-        for sequence in sampling:
+            return lambda: sample(kept, sequences)
+        self.launched_ahead += any(sequence.in_flight for sequence in sequences)
+        chosen = sample(logits.clone(), sequences)
+        self._model.sampled = [choices[0].token for choices in chosen]
+        for sequence in sequences:
             sequence.in_flight += 1
 
-        def take() -> list[list[Sampled]]:
-            for sequence in sampling:
+        def wait() -> list[list[Sampled]]:
+            for sequence in sequences:
                 sequence.in_flight -= 1
             return chosen
 
-        return take
-
-    def runs_ahead_of(self, sequences: object) -> bool:
-        assert isinstance(sequences, list)
-        return all(sequence.params.beam_width == 1 for sequence in sequences)
+        return wait
 
 
 @pytest.fixture
-def engines(make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Engine, Engine]]:
+def engines(make_checkpoint: Callable[..., Path]) -> Iterator[tuple[Engine, Engine]]:
     """One that waits for every step and one that runs ahead, both short of pages."""
     config = EngineConfig(
         str(make_checkpoint(n_layer=2, n_positions=128)),
@@ -76,11 +96,11 @@ def engines(make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatc
         step_tokens=24,
         max_sequences=8,
     )
-    patient = Engine(config)
-    monkeypatch.setattr(engine_module, "make_runner", AheadRunner)
-    AheadRunner.launched_ahead = 0
-    yield patient, Engine(config)
-    assert AheadRunner.launched_ahead > 5, "it never ran ahead"
+    model_config = ModelConfig.read(config.checkpoint)
+    model = SecretiveModel(ShardedModel(config, model_config))
+    sampler = AheadSampler(model)
+    yield load_engine(config), assemble(config, model_config, model, sampler)
+    assert sampler.launched_ahead > 5, "it never ran ahead"
 
 
 def requests(seed: int) -> list[tuple[int, list[int], SamplingParams]]:

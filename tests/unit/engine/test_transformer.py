@@ -16,9 +16,9 @@ from gptj_triton.checkpoint.weights import load_weights
 from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.eager.batch import build_batch
 from gptj_triton.engine.eager.transformer import Transformer, linear
-from gptj_triton.engine.engine import Engine
 from gptj_triton.engine.kv_cache import PAGE_SIZE, KVCache
 from gptj_triton.engine.kv_pages import PagePool
+from gptj_triton.engine.load import load_engine
 from gptj_triton.engine.sampling_params import SamplingParams
 from gptj_triton.engine.scheduler import Scheduled
 from gptj_triton.engine.sequence import Sequence
@@ -105,9 +105,9 @@ def test_200_greedy_tokens_equal_those_of_transformers(
     shape: dict[str, Any], make_checkpoint: Callable[..., Path]
 ) -> None:
     checkpoint = make_checkpoint(**shape)
-    engine = Engine(EngineConfig(str(checkpoint), device="cpu", kv_cache_gib=0.05))
+    engine = load_engine(EngineConfig(str(checkpoint), device="cpu", kv_cache_gib=0.05))
     prompt = random_tokens(9, 256)
-    params = SamplingParams(request_output_len=200, end_id=engine.model.end_id, min_length=200)
+    params = SamplingParams(request_output_len=200, end_id=engine.model_config.end_id, min_length=200)
     sequence = Sequence(0, prompt, params)
     engine.submit(sequence)
     while engine.busy:

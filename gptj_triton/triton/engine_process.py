@@ -1,0 +1,21 @@
+"""The engine process as the backend starts it: process/server.py, which then also ends the stubs of a killed Triton."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from gptj_triton.process import server
+from gptj_triton.triton.stubs import end_orphaned_stubs
+
+STUBS_END_BY_THEMSELVES = 0.5  # seconds in which they do, unless the server was killed
+
+
+def clean_up(server_pid: int) -> None:
+    """End the stubs of a server that has ended."""
+    time.sleep(STUBS_END_BY_THEMSELVES)
+    end_orphaned_stubs(server_pid)
+
+
+if __name__ == "__main__":
+    sys.exit(server.main(clean_up=clean_up))
