@@ -36,7 +36,7 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     page_keys: list[bytes] = field(default_factory=list)
     num_cached: int = 0
-    num_shared: int = 0  # pages whose content others were told of
+    num_shared: int = 0  # pages that others may use too
     in_flight: int = 0
     group: list[Sequence] = field(default_factory=list)
     top_p: float = 1.0

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from attention_cases import Layer, Shape, assert_near, make_layer
+from references import decode_attention_reference
 from torch import Tensor
 
 from gptj_triton.engine.gpu.decode_attention import (
     DecodeLaunch,
     decode_attention,
-    decode_attention_reference,
     decode_splits,
     decode_workspace_size,
 )

@@ -5,16 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from attention_cases import PAGE, Layer, Shape, assert_near, make_layer
+from references import prefill_attention_reference, rotate_and_write_reference
 from torch import Tensor
 
 from gptj_triton.engine.gpu.prefill_attention import (
     PrefillLaunch,
     prefill_attention,
-    prefill_attention_reference,
     prefill_launch,
     query_blocks,
     rotate_and_write,
-    rotate_and_write_reference,
 )
 
 Chunks = list[tuple[int, int]]  # first position and tokens of each

@@ -1,7 +1,7 @@
-"""One step's work: as plain data, the plan that all ranks are told, and as tensors, the batch that a rank computes.
+"""One step as tensors on a device: the batch that a rank computes. Knows neither weights nor the cache's tensors.
 
-Knows neither weights nor the cache's tensors. T tokens are packed without padding, sequence after sequence; those that
-decode come first. P is the number of pages in a group's page table, C = P * page_size the context it covers.
+T tokens are packed without padding, sequence after sequence; those that decode come first. P is the number of pages in
+a group's page table, C = P * page_size the context it covers.
 """
 
 from __future__ import annotations

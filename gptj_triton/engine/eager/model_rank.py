@@ -26,15 +26,15 @@ class ModelRank:
     """`device` and `dtype` are what the engine's settings stand for here."""
 
     def __init__(
-        self, config: EngineConfig, model: ModelConfig, rank: int, add_up: Callable[[Tensor], Tensor] | None = None
+        self, config: EngineConfig, model: ModelConfig, rank: int, all_reduce: Callable[[Tensor], Tensor] | None = None
     ) -> None:
-        """Load the weights of `rank`; ConfigError when that cannot be done. `add_up` sums a tensor over all ranks."""
+        """Load the weights of `rank`; `all_reduce` sums a tensor over all ranks. Raises ConfigError."""
         self.device = choose_device(config.device, rank, config.tensor_para_size)
         self.dtype = DTYPES[choose_data_type(config.data_type, self.device)]
         self._model = model
         self._shard = Shard(rank, config.tensor_para_size)
         weights = load_weights(config.checkpoint, model, self.dtype, self.device, self._shard)
-        self._transformer = Transformer(model, weights, add_up)
+        self._transformer = Transformer(model, weights, all_reduce)
         self.allocate(num_pages=1)
 
     @property

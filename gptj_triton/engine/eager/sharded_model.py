@@ -1,9 +1,9 @@
 """The model on all of its ranks: this process computes rank 0 and leads one worker process for each other rank.
 
-    python -m gptj_triton.engine.eager.sharded_model --config JSON --rank R --leader-pid PID --port PORT < ORDERS
+    python -m gptj_triton.engine.eager.sharded_model --config JSON --rank R --leader-pid PID --port PORT < COMMANDS
 
-A worker carries out the orders that arrive on its standard input, and ends with that or with its leader, however that
-ends. A leader ends when one of its workers does: no rank can go on alone. Knows plans, not sequences.
+A worker runs the commands that arrive on its standard input. It ends when that ends, or when its leader does, in
+whatever way. A leader ends when one of its workers does: no rank can go on alone. Knows plans, not sequences.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from gptj_triton.errors import ConfigError
 from gptj_triton.pidfd import when_ended
 
 LOCAL = "127.0.0.1"
-MEETING_TIME = timedelta(minutes=10)  # the first rank may wait for the last one to read its weights from a slow disk
-GOODBYE_SECONDS = 5.0
+RENDEZVOUS_TIMEOUT = timedelta(minutes=10)  # the last rank may read its weights from a slow disk
+SHUT_DOWN_SECONDS = 5.0
 
 log = logging.getLogger("gptj_triton")
 
@@ -47,7 +47,7 @@ class Forward(msgspec.Struct, tag="forward"):
 
 
 class Measure(msgspec.Struct, tag="measure"):
-    """Compute a step, and tell the others how much memory is left."""
+    """Compute a step, and share with the other ranks how much memory is left."""
 
     plan: StepPlan
 
@@ -58,12 +58,14 @@ class Allocate(msgspec.Struct, tag="allocate"):
     num_pages: int
 
 
-Order: TypeAlias = Forward | Measure | Allocate
+Command: TypeAlias = Forward | Measure | Allocate
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where ranks meet: a port that no other machine can reach; `listener` is rank 0's socket, which it owns."""
+    """The rendezvous of the ranks: a port that no other machine can reach; `listener` is rank 0's socket, which it
+    owns.
+    """
 
     port: int
     listener: int | None = None
@@ -75,8 +77,8 @@ class Address:
 
 
 class RankGroup:
-    """What ranks must know of each other, by NCCL between GPUs and Gloo on a CPU. All make the same calls in one order;
-    each waits for the others.
+    """Collective operations of all ranks, by NCCL between GPUs and by Gloo on a CPU. All ranks make the same calls in
+    the same order; each waits for the others.
     """
 
     def __init__(self, address: Address, rank: int, size: int, device: torch.device) -> None:
@@ -92,13 +94,13 @@ class RankGroup:
             address.port,
             size,
             is_master=rank == 0,
-            timeout=MEETING_TIME,
+            timeout=RENDEZVOUS_TIMEOUT,
             wait_for_workers=False,
             master_listen_fd=address.listener,
         )
         distributed.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size)
 
-    def add_up(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         """The sum of all ranks' `tensor`, which may be overwritten.
 
         On a CPU in the order of the ranks, so that an element's bits do not depend on how many there are.
@@ -113,13 +115,13 @@ class RankGroup:
             first += other
         return first
 
-    def least(self, number: int) -> int:
+    def all_reduce_min(self, number: int) -> int:
         """The smallest of all ranks' numbers."""
         tensor = torch.tensor([number], device=self._device)
         distributed.all_reduce(tensor, distributed.ReduceOp.MIN)
         return int(tensor.item())
 
-    def leave(self) -> None:
+    def destroy(self) -> None:
         distributed.destroy_process_group()
 
 
@@ -135,7 +137,7 @@ class ShardedModel:
         self._encoder = msgspec.msgpack.Encoder()
         try:
             if config.tensor_para_size > 1:
-                self._group = self._meet(config)
+                self._group = self._start_workers(config)
             self._own = load_rank(config, model, 0, self._group)
         except BaseException:
             self.close()
@@ -144,41 +146,41 @@ class ShardedModel:
 
     def forward(self, plan: StepPlan) -> Tensor:
         """Compute a step; returns float32 logits [samples, V] of the plan's `last_rows`."""
-        self._tell(Forward(plan))
+        self._broadcast(Forward(plan))
         return self._own.forward(plan)
 
     def measure(self, plan: StepPlan, use: Callable[[Tensor], object]) -> int:
         """Bytes that are left on the fullest GPU when a step is computed and `use` made of its logits."""
-        self._tell(Measure(plan))
+        self._broadcast(Measure(plan))
         left = self._own.measure(plan, use)
-        return self._group.least(left) if self._group else left
+        return self._group.all_reduce_min(left) if self._group else left
 
     def allocate(self, num_pages: int) -> None:
         """Make an empty KV cache of that size."""
-        self._tell(Allocate(num_pages))
+        self._broadcast(Allocate(num_pages))
         self._own.allocate(num_pages)
 
     def close(self) -> None:
         """End the workers."""
         for worker in self._workers:
-            worker.dismiss()
+            worker.shut_down()
         if self._group:
-            self._group.leave()
+            self._group.destroy()
         for worker in self._workers:
             worker.wait()
 
-    def _meet(self, config: EngineConfig) -> RankGroup:
+    def _start_workers(self, config: EngineConfig) -> RankGroup:
         """Start the workers and wait until all have come."""
         size = config.tensor_para_size
         address = Address.new()
         self._workers += [Worker(config, rank, address.port) for rank in range(1, size)]
         return RankGroup(address, 0, size, self.device)
 
-    def _tell(self, order: Order) -> None:
+    def _broadcast(self, command: Command) -> None:
         if self._workers:
-            message = self._encoder.encode(order)
+            message = self._encoder.encode(command)
             for worker in self._workers:
-                worker.tell(message)
+                worker.send(message)
 
 
 class Worker:
@@ -190,29 +192,29 @@ class Worker:
         readable, writable = os.pipe()
         self._process = subprocess.Popen(command, stdin=readable)
         os.close(readable)
-        self._orders = Connection(writable, readable=False)
-        self._dismissed = False
+        self._commands = Connection(writable, readable=False)
+        self._shut_down = False
         self._rank = rank
         when_ended(self._process.pid, self._leader_must_end)
 
-    def tell(self, message: bytes) -> None:
-        self._orders.send_bytes(message)
+    def send(self, message: bytes) -> None:
+        self._commands.send_bytes(message)
 
-    def dismiss(self) -> None:
-        """Let it end when it has done what it was told."""
-        self._dismissed = True
-        self._orders.close()
+    def shut_down(self) -> None:
+        """Let it end when it has run its commands."""
+        self._shut_down = True
+        self._commands.close()
 
     def wait(self) -> None:
         """Return when it has ended."""
         try:
-            self._process.wait(GOODBYE_SECONDS)
+            self._process.wait(SHUT_DOWN_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
 
     def _leader_must_end(self) -> None:
-        if not self._dismissed:
+        if not self._shut_down:
             log.error("the process of rank %d ended unexpectedly", self._rank)
             os._exit(1)
 
@@ -222,29 +224,29 @@ def load_rank(config: EngineConfig, model: ModelConfig, rank: int, group: RankGr
     if group is None:
         return ModelRank(config, model, rank)
     try:
-        part = ModelRank(config, model, rank, group.add_up)
+        part = ModelRank(config, model, rank, group.all_reduce)
     except ConfigError:
-        group.least(0)
+        group.all_reduce_min(0)
         raise
-    if not group.least(1):
+    if not group.all_reduce_min(1):
         raise ConfigError("the weights could not be loaded on another rank; the log says more")
     return part
 
 
-def carry_out(orders: Connection, part: ModelRank, group: RankGroup) -> None:
-    """Do what the leader says until it says no more."""
-    decoder = msgspec.msgpack.Decoder(Order)
+def run_commands(commands: Connection, part: ModelRank, group: RankGroup) -> None:
+    """Run the commands of the leader until there are no more."""
+    decoder = msgspec.msgpack.Decoder(Command)
     while True:
         try:
-            order = decoder.decode(orders.recv_bytes())
+            command = decoder.decode(commands.recv_bytes())
         except EOFError:
             return
-        if isinstance(order, Forward):
-            part.forward(order.plan)
-        elif isinstance(order, Measure):
-            group.least(part.measure(order.plan, lambda _: None))
+        if isinstance(command, Forward):
+            part.forward(command.plan)
+        elif isinstance(command, Measure):
+            group.all_reduce_min(part.measure(command.plan, lambda _: None))
         else:
-            part.allocate(order.num_pages)
+            part.allocate(command.num_pages)
 
 
 def main() -> int:
@@ -265,8 +267,8 @@ def main() -> int:
     except ConfigError as error:
         print(f"rank {arguments.rank}: {error}", file=sys.stderr)
         return 1
-    carry_out(Connection(sys.stdin.fileno(), writable=False), part, group)
-    group.leave()
+    run_commands(Connection(sys.stdin.fileno(), writable=False), part, group)
+    group.destroy()
     return 0
 
 

@@ -26,15 +26,15 @@ MOST_CPU_ROWS = 128
 class Transformer:
     """GPT-J as a function of a batch and a KV cache, or one rank's part of it.
 
-    `add_up` sums a tensor over all ranks; each calls it once a layer, for the block is parallel.
+    `all_reduce` sums a tensor over all ranks; each calls it once a layer, for the block is parallel.
     """
 
     def __init__(
-        self, config: ModelConfig, weights: ModelWeights, add_up: Callable[[Tensor], Tensor] | None = None
+        self, config: ModelConfig, weights: ModelWeights, all_reduce: Callable[[Tensor], Tensor] | None = None
     ) -> None:
         self.config = config
         self.weights = weights
-        self._add_up = add_up
+        self._all_reduce = all_reduce
         self.rotations = rotary_table(config, weights.embedding.device)
 
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
@@ -64,7 +64,7 @@ class Transformer:
         attended = attend(cache, number, batch, query).flatten(1)
         activated = functional.gelu(projected[:, 3 * layer.heads_size :], approximate="tanh")
         result = linear(torch.cat((attended, activated), dim=1), layer.out_weight, layer.out_bias)
-        return result if self._add_up is None else self._add_up(result)
+        return result if self._all_reduce is None else self._all_reduce(result)
 
     def _norm(self, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return functional.layer_norm(hidden, (self.config.hidden_size,), weight, bias, self.config.layer_norm_eps)

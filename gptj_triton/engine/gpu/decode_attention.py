@@ -10,14 +10,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn import functional
 
 from gptj_triton.engine.gpu.overlap import let_next_begin, overlap, wait_for_last
-from gptj_triton.engine.rotary import rotate
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -43,7 +40,7 @@ class DecodeLaunch(NamedTuple):
 
 
 def decode_launch(rows: int) -> DecodeLaunch:
-    """How `decode_attention` is launched for a bucket unless it is told."""
+    """How `decode_attention` is launched for a bucket, by default."""
     return DecodeLaunch(least_pages=1) if rows == 1 else DecodeLaunch()
 
 
@@ -132,49 +129,6 @@ def decode_attention(
         num_warps=launch.combine_warps,
         **overlap(projected.device),
     )
-
-
-def decode_attention_reference(
-    projected: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    tables: Tensor,
-    positions: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    activations: Tensor,
-) -> None:
-    """`decode_attention` in plain torch operations, computed in float32, a row at a time."""
-    _, heads, head_size, page = keys.shape
-    attended = heads * head_size
-    for row, position in enumerate(positions.tolist()):
-        if position < 0:
-            continue
-        query, key, value = projected[row, : 3 * attended].to(torch.float32, copy=True).view(3, heads, head_size)
-        rotations = torch.complex(cos[position], sin[position])
-        rotate(query, rotations)
-        rotate(key, rotations)
-        last, slot = divmod(position, page)
-        keys[tables[row, last], :, :, slot] = key.to(keys.dtype)
-        values[tables[row, last], :, slot] = value.to(values.dtype)
-        result = attend_reference(query[:, None], keys, values, tables[row], position)
-        activations[row, :attended] = result.flatten()
-        activations[row, attended:] = functional.gelu(projected[row, 3 * attended :].float(), approximate="tanh")
-
-
-def attend_reference(query: Tensor, keys: Tensor, values: Tensor, table: Tensor, start: int) -> Tensor:
-    """Attention of consecutive tokens, the first at position `start`, over the pages of their sequence.
-
-    `query` float32 [heads, M, D], rotated; `table` int32 [P]; returns float32 [heads, M, D].
-    """
-    _, _, head_size, page = keys.shape
-    end = start + query.shape[1]
-    pages = table[: -(-end // page)].long()
-    key = keys[pages].permute(1, 0, 3, 2).flatten(1, 2)[:, :end].float()  # [heads, C, D]
-    value = values[pages].transpose(0, 1).flatten(1, 2)[:, :end].float()
-    scores = query @ key.transpose(1, 2) * head_size**-0.5  # [heads, M, C]
-    hidden = torch.arange(end, device=query.device) > torch.arange(start, end, device=query.device)[:, None]
-    return torch.softmax(scores.masked_fill(hidden, -torch.inf), dim=-1) @ value
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""The step of sequences that decode, one new token each: a CUDA graph for each of some numbers of rows.
+"""The decode step, one new token a sequence: a CUDA graph for each of some numbers of rows.
 
 Takes plans, knows no sequences. H is the hidden size, A that of all heads, F the inner size, V the vocabulary.
 """
@@ -19,8 +19,8 @@ from torch import Tensor
 from gptj_triton.engine.gpu.decode_attention import decode_attention, decode_workspace_size
 from gptj_triton.engine.gpu.graphs import GpuParts, capture
 from gptj_triton.engine.gpu.matrix import MOST_ROWS, choose_tiling, linear
-from gptj_triton.engine.gpu.prompts import fill_tables
 from gptj_triton.engine.gpu.residual import add_norm, embed
+from gptj_triton.engine.gpu.transfer import fill, fill_page_tables
 from gptj_triton.engine.kv_cache import KVCache
 from gptj_triton.engine.step_plan import GroupPlan, StepPlan
 
@@ -68,10 +68,10 @@ class DecodeStep:
         """From now on, `run` runs graphs, over this cache."""
         self._graphs = {}
         stream = torch.cuda.Stream(self._parts.device)
-        graph, said = None, time.monotonic()
+        graph, reported = None, time.monotonic()
         for done, (rows, buffers) in enumerate(self._buffers.items()):
-            if time.monotonic() - said > PROGRESS_SECONDS:
-                said = time.monotonic()
+            if time.monotonic() - reported > PROGRESS_SECONDS:
+                reported = time.monotonic()
                 log.info("compiling kernels, once for this GPU: %d of %d batch sizes done", done, len(self._buckets))
             buffers.positions.fill_(-1)
             buffers.tokens.zero_()
@@ -87,8 +87,8 @@ class DecodeStep:
         inputs[:count] = plan.token_ids[:count]
         inputs[rows : rows + count] = plan.positions[:count]
         inputs[rows + count : 2 * rows] = -1
-        fill_tables(inputs[2 * rows :].reshape(rows, width), groups)
-        buffers.inputs.copy_(torch.from_numpy(inputs).pin_memory(), non_blocking=True)
+        fill_page_tables(inputs[2 * rows :].reshape(rows, width), groups)
+        fill(buffers.inputs, inputs)
         if rows in self._graphs:
             self._graphs[rows].replay()
         else:

@@ -1,4 +1,4 @@
-"""What the steps of decoding and of prompts share: the model on its GPU, and how work is captured as a CUDA graph."""
+"""What the decode step and the prefill step share: the model on its GPU, and how work is captured as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -35,10 +35,6 @@ class GpuParts:
     @property
     def dtype(self) -> torch.dtype:
         return self.weights.embedding.dtype
-
-    def to_device(self, numbers: object) -> Tensor:
-        """Whole numbers as an int32 tensor on the GPU, without waiting for it."""
-        return torch.as_tensor(numbers, dtype=torch.int32).pin_memory().to(self.device, non_blocking=True)
 
 
 @torch.inference_mode()

@@ -157,9 +157,3 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, tiling: 
             tiling.splits,
             **options,
         )
-
-
-def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`x @ weight.T + bias` in float32, [B, N]."""
-    result = x.float() @ weight.float().T
-    return result if bias is None else result + bias.float()

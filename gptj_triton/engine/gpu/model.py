@@ -1,6 +1,6 @@
-"""GPT-J on one GPU: sequences that decode and prompts are two steps that run side by side.
+"""A model on one GPU: the decode step and the prefill step of a plan run side by side.
 
-Takes the same plans as `sharded_model`, which is the reference: rows with one new token decode, all others are packed
+Takes the same plans as engine/eager, which is the reference: rows with one new token decode, all others are packed
 chunks of prompts. Knows no sequences. V is the vocabulary.
 """
 
@@ -20,7 +20,8 @@ from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.device import choose_data_type, memory_left
 from gptj_triton.engine.gpu.decode_step import DecodeStep
 from gptj_triton.engine.gpu.graphs import GpuParts
-from gptj_triton.engine.gpu.prompt_step import PromptStep
+from gptj_triton.engine.gpu.prefill_step import PrefillStep
+from gptj_triton.engine.gpu.transfer import to_device
 from gptj_triton.engine.kv_cache import PAGE_SIZE, KVCache
 from gptj_triton.engine.rotary import rotary_table
 from gptj_triton.engine.step_plan import StepPlan
@@ -29,7 +30,7 @@ log = logging.getLogger("gptj_triton")
 
 
 class GpuModel:
-    """One model on one GPU. Steps are queued; nothing waits for them but the copying of pages, which beams ask for."""
+    """Steps are queued; nothing waits for them but the copying of pages, which beams need."""
 
     def __init__(self, config: EngineConfig, model: ModelConfig, device: torch.device) -> None:
         """Load the weights; ConfigError when that cannot be done."""
@@ -44,8 +45,8 @@ class GpuModel:
             table_width=-(-model.context_length // (16 * PAGE_SIZE)) * 16,  # kernels like round numbers
         )
         self._decode = DecodeStep(self._parts, config.max_sequences)
-        self._prompts = PromptStep(self._parts)
-        self._beside = torch.cuda.Stream(device)  # of prompts, which need the matrix units, as decoding does not
+        self._prefill = PrefillStep(self._parts)
+        self._prefill_stream = torch.cuda.Stream(device)  # prefill needs the matrix units, decoding does not
         self._cache = KVCache(model, 1, dtype, device)
 
     @property
@@ -62,7 +63,7 @@ class GpuModel:
         started = time.monotonic()
         self._cache = KVCache(self._parts.model, num_pages, self._parts.dtype, self.device)
         self._decode.capture(self._cache)
-        self._prompts.capture(self._cache)
+        self._prefill.capture(self._cache)
         log.info("CUDA graphs captured in %.1f s", time.monotonic() - started)
 
     @torch.inference_mode()
@@ -73,21 +74,21 @@ class GpuModel:
         prefilling = [group for group in plan.groups if group.num_tokens > 1]
         num_decoding = sum(len(group.starts) for group in decoding)
         stream = torch.cuda.current_stream(self.device)
-        self._beside.wait_stream(stream)
+        self._prefill_stream.wait_stream(stream)
         logits: list[Tensor] = []
         if decoding:
             rows = [row for row in plan.last_rows if row < num_decoding]
             found = self._decode.run(plan, decoding, self._cache)
-            logits.append(found if len(rows) == num_decoding else found[self._parts.to_device(rows).long()])
+            logits.append(found if len(rows) == num_decoding else found[to_device(rows, self.device).long()])
         if prefilling:
             rows = [row - num_decoding for row in plan.last_rows if row >= num_decoding]
-            with torch.cuda.stream(self._beside):
-                logits.append(self._prompts.run(plan, prefilling, num_decoding, rows, self._cache))
-            stream.wait_stream(self._beside)
+            with torch.cuda.stream(self._prefill_stream):
+                logits.append(self._prefill.run(plan, prefilling, rows, self._cache))
+            stream.wait_stream(self._prefill_stream)
         return logits[0] if len(logits) == 1 else torch.cat(logits)
 
     def keep_sampled(self, tokens: Tensor) -> None:
-        """Note the tokens that were sampled from the logits of this step, [samples], for plans that refer to them."""
+        """Keep the tokens [samples] that were sampled from the logits of this step, for plans that refer to them."""
         self._parts.sampled[: len(tokens)] = tokens
 
     def measure(self, plan: StepPlan, use: Callable[[Tensor], object]) -> int:

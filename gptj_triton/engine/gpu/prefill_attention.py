@@ -15,8 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gptj_triton.engine.gpu.decode_attention import LOG2_E, attend_reference
-from gptj_triton.engine.rotary import rotate
+from gptj_triton.engine.gpu.decode_attention import LOG2_E
 
 
 class PrefillLaunch(NamedTuple):
@@ -40,7 +39,7 @@ WRITE_TOKENS, WRITE_WARPS = 16, 4
 
 
 def prefill_launch(dtype: torch.dtype, device: torch.device) -> PrefillLaunch:
-    """How `prefill_attention` is launched unless it is told."""
+    """How `prefill_attention` is launched by default."""
     if dtype == torch.float32:
         return FLOATS
     if device.type != "cuda":
@@ -100,26 +99,6 @@ def rotate_and_write(
     )
 
 
-def rotate_and_write_reference(
-    projected: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    pages: Tensor,
-    slots: Tensor,
-    positions: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-) -> None:
-    """`rotate_and_write` in plain torch operations."""
-    _, heads, head_size, _ = keys.shape
-    live = positions >= 0
-    query_key_value = projected[live, : 3 * heads * head_size].unflatten(1, (3, heads, head_size))
-    rotate(query_key_value[:, :2], torch.complex(cos, sin)[positions[live].long()][:, None, None])
-    projected[live, : 3 * heads * head_size] = query_key_value.flatten(1)
-    keys[pages[live].long(), :, :, slots[live].long()] = query_key_value[:, 1].to(keys.dtype)
-    values[pages[live].long(), :, slots[live].long()] = query_key_value[:, 2].to(values.dtype)
-
-
 def prefill_attention(
     projected: Tensor,
     keys: Tensor,
@@ -158,25 +137,6 @@ def prefill_attention(
         num_warps=launch.warps,
         num_stages=launch.stages,
     )
-
-
-def prefill_attention_reference(
-    projected: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    tables: Tensor,
-    starts: Tensor,
-    first_rows: Tensor,
-    activations: Tensor,
-) -> None:
-    """`prefill_attention` in plain torch operations, computed in float32, a chunk at a time."""
-    _, heads, head_size, _ = keys.shape
-    bounds = first_rows.tolist()
-    for chunk, start in enumerate(starts.tolist()):
-        rows = slice(bounds[chunk], bounds[chunk + 1])
-        query = projected[rows, : heads * head_size].float().unflatten(1, (heads, head_size)).transpose(0, 1)
-        result = attend_reference(query, keys, values, tables[chunk], start)
-        activations[rows, : heads * head_size] = result.transpose(0, 1).flatten(1).to(activations.dtype)
 
 
 @triton.jit

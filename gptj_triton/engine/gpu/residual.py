@@ -5,11 +5,9 @@ It is float32 whatever the type of the weights.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn import functional
 
 from gptj_triton.engine.gpu.overlap import let_next_begin, overlap, wait_for_last
 
@@ -32,12 +30,6 @@ def embed(tokens: Tensor, sampled: Tensor, embedding: Tensor, out: Tensor) -> No
     """
     rows, size = out.shape
     _embed_kernel[(rows,)](tokens, sampled, embedding, out, size, triton.next_power_of_2(size), num_warps=4)
-
-
-def embed_reference(tokens: Tensor, sampled: Tensor, embedding: Tensor) -> Tensor:
-    """The same in torch operations, float32 [B, H]."""
-    known = torch.where(tokens < 0, sampled[(-1 - tokens).clamp(min=0).long()], tokens)
-    return embedding[known.long()].float()
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -106,12 +98,3 @@ def add_norm(
         num_warps=8,
         **overlap(residual.device),
     )
-
-
-def add_norm_reference(
-    residual: Tensor, update: Tensor | None, bias: Tensor, weight: Tensor, norm_bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    """The new residual and the normed rows, both float32 [B, H]."""
-    if update is not None:
-        residual = residual + bias.float() + update.float().sum(dim=0)
-    return residual, functional.layer_norm(residual, residual.shape[1:], weight.float(), norm_bias.float(), eps)

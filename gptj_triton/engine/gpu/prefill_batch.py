@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gptj_triton.engine.gpu.transfer import fill_page_tables
 from gptj_triton.engine.step_plan import GroupPlan, StepPlan
 
 Numbers = TypeVar("Numbers", Tensor, NDArray[np.int32])
 
 
 @dataclass(frozen=True)
-class PromptShape:
+class PrefillShape:
     """Room for T tokens in S chunks of which L are sampled from, N blocks of queries, and P pages a table."""
 
     tokens: int
@@ -33,8 +34,8 @@ class PromptShape:
 
     @property
     def ends(self) -> list[int]:
-        """Where each part of `Prompts` ends. They begin at multiples of 16 bytes, because for pointers to any other
-        place Triton compiles kernels of their own.
+        """Where each part of `PrefillBatch` ends. They begin at multiples of 16 bytes, because for pointers to any
+        other place Triton compiles kernels of their own.
         """
         sizes = [self.tokens] * 4 + [self.chunks, self.chunks + 1, self.samples, 2 * self.blocks]
         return [*itertools.accumulate(-(-size // 4) * 4 for size in [*sizes, self.chunks * self.pages])]
@@ -45,8 +46,8 @@ class PromptShape:
 
 
 @dataclass(frozen=True)
-class Prompts(Generic[Numbers]):
-    """Views of int32 numbers [`PromptShape.size`]."""
+class PrefillBatch(Generic[Numbers]):
+    """Views of int32 numbers [`PrefillShape.size`]."""
 
     tokens: Numbers  # [T]: ids, or -1 - i for the i-th token that the step before samples
     positions: Numbers  # [T]
@@ -59,13 +60,13 @@ class Prompts(Generic[Numbers]):
     tables: Numbers  # [S, P], the pages of each chunk's sequence
 
     @staticmethod
-    def split(numbers: Numbers, shape: PromptShape) -> Prompts[Numbers]:
+    def split(numbers: Numbers, shape: PrefillShape) -> PrefillBatch[Numbers]:
         starts = [0, *shape.ends[:-1]]
 
         def part(index: int, *sizes: int) -> Numbers:
             return numbers[starts[index] : starts[index] + math.prod(sizes)].reshape(sizes)
 
-        return Prompts(
+        return PrefillBatch(
             tokens=part(0, shape.tokens),
             positions=part(1, shape.tokens),
             pages=part(2, shape.tokens),
@@ -78,45 +79,49 @@ class Prompts(Generic[Numbers]):
         )
 
 
-def pack_prompts(
+@dataclass(frozen=True)
+class Chunks:
+    """The chunks of a step, in the order of its plan: `starts` [S] are their first positions; `first_rows` [S + 1]
+    their first tokens among the T, and T itself.
+    """
+
+    starts: list[int]
+    first_rows: list[int]
+
+    @classmethod
+    def of(cls, groups: list[GroupPlan]) -> Chunks:
+        lengths = (group.num_tokens for group in groups for _ in group.starts)
+        return cls([start for group in groups for start in group.starts], [0, *itertools.accumulate(lengths)])
+
+    @property
+    def num_tokens(self) -> int:
+        return self.first_rows[-1]
+
+
+def pack_prefill(
     plan: StepPlan,
     groups: list[GroupPlan],
-    first_row: int,
+    chunks: Chunks,
     blocks: SequenceOf[tuple[int, int]],
     last_rows: list[int],
-    shape: PromptShape,
+    shape: PrefillShape,
 ) -> NDArray[np.int32]:
-    """The chunks of `groups`, from row `first_row` of the plan on, where `last_rows` count from."""
+    """`chunks` of `groups`, the last tokens of the plan; `last_rows` count from the first of them."""
     numbers = np.zeros(shape.size, np.int32)
-    prompts = Prompts.split(numbers, shape)
-    count = len(plan.token_ids) - first_row
-    prompts.positions[count:] = -1
+    batch = PrefillBatch.split(numbers, shape)
+    count = chunks.num_tokens
+    batch.positions[count:] = -1
     for target, source in zip(
-        (prompts.tokens, prompts.positions, prompts.pages, prompts.slots),
+        (batch.tokens, batch.positions, batch.pages, batch.slots),
         (plan.token_ids, plan.positions, plan.pages, plan.slots),
         strict=True,
     ):
-        target[:count] = source[first_row:]
-    starts = [start for group in groups for start in group.starts]
-    prompts.starts[: len(starts)] = starts
-    prompts.first_rows[:] = count
-    prompts.first_rows[: len(starts)] = chunk_rows(groups)[:-1]
-    prompts.last_rows[: len(last_rows)] = last_rows
-    prompts.blocks[:] = (shape.chunks - 1, count)
-    prompts.blocks[: len(blocks)] = blocks
-    fill_tables(prompts.tables, groups)
+        target[:count] = source[-count:]
+    batch.starts[: len(chunks.starts)] = chunks.starts
+    batch.first_rows[:] = count
+    batch.first_rows[: len(chunks.starts)] = chunks.first_rows[:-1]
+    batch.last_rows[: len(last_rows)] = last_rows
+    batch.blocks[:] = (shape.chunks - 1, count)
+    batch.blocks[: len(blocks)] = blocks
+    fill_page_tables(batch.tables, groups)
     return numbers
-
-
-def chunk_rows(groups: list[GroupPlan]) -> list[int]:
-    """The first row of each chunk, and the end of the last one."""
-    return [0, *itertools.accumulate(group.num_tokens for group in groups for _ in group.starts)]
-
-
-def fill_tables(tables: NDArray[np.int32], groups: list[GroupPlan]) -> None:
-    """Write the page tables of all groups, sequence after sequence, into the first rows of `tables` [S, P]."""
-    row = 0
-    for group in groups:
-        part = np.array(group.tables, np.int32)[:, : tables.shape[1]]
-        tables[row : row + len(part), : part.shape[1]] = part
-        row += len(part)
