@@ -13,7 +13,7 @@ MODELS = ("fastertransformer", "fastertransformer_stream")
 
 
 def published(server: Server) -> str:
-    return requests.get(f"http://{server.metrics_url}/metrics", headers=CLOSE, timeout=10).text
+    return str(requests.get(f"http://{server.metrics_url}/metrics", headers=CLOSE, timeout=10).text)
 
 
 def value(text: str, name: str, model: str) -> float:
