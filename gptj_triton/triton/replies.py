@@ -1,8 +1,8 @@
-"""Sends what the engine gives: answers as they come, streams in pieces at a pace. Knows no Triton and no sockets.
+"""Sends the engine's answers as they come, and streams in pieces at a pace. Knows no Triton and no sockets.
 
 One thread sends everything, so a response is never sent, or a request asked about, after its last response. Pieces of a
-stream keep a gap that grows with the number of streams, because what a slow reader leaves piles up inside the server;
-tokens that come meanwhile travel together in the next piece.
+stream keep a gap that grows with the number of streams, because the server queues what a slow reader does not read;
+tokens that come in between travel together in the next piece.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Replies:
         self._engine = engine
         self._publish = publish
         self._pieces_per_second = pieces_per_second
-        # Filled by whoever submits, emptied by the thread that sends.
+        # Filled by the threads that submit, emptied by the thread that sends.
         self._open: dict[Reply, None] = {}  # the one asked about longest ago comes first
         self._open_streams: set[Reply] = set()
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptj_triton.engine.kv_pages import PagePool
+from gptj_triton.engine.metrics import EngineMetrics
 from gptj_triton.engine.sampling_params import SamplingParams
 from gptj_triton.engine.scheduler import Scheduled, Scheduler
 from gptj_triton.engine.sequence import Sequence
@@ -18,7 +19,7 @@ END = 99
 
 
 def make_scheduler(num_pages: int = 64, step_tokens: int = 8, max_sequences: int = 16) -> Scheduler:
-    return Scheduler(PagePool(num_pages, PAGE), step_tokens, max_sequences)
+    return Scheduler(PagePool(num_pages, PAGE), step_tokens, max_sequences, EngineMetrics())
 
 
 def sequence(key: int, prompt: int, new: int = 4) -> Sequence:
