@@ -137,6 +137,7 @@ class Scheduler:
                     self.running.remove(member)
                     self.pool.release(member)
                     self.waiting.appendleft(member)
+                    self.metrics.preemptions += 1
             if sequence in last:
                 return False
         return True
