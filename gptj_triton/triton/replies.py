@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from gptj_triton.errors import ConfigError, UnavailableError
 from gptj_triton.process.client import Answer, EngineClient
 from gptj_triton.process.messages import Finished, Load, NewTokens, Refused
-from gptj_triton.triton.tensors import PieceTensors, Row, Tensors, passed_through, write_tensors
+from gptj_triton.triton.output_tensors import PieceTensors, passed_through, write_tensors
+from gptj_triton.triton.tensors import Row, Tensors
 
 Outputs: TypeAlias = dict[str, NDArray[Any]]
 
