@@ -68,6 +68,12 @@ class Field:
         """What a value is, in words: `a finite number` or `a whole number`."""
         return "a finite number" if self.dtype == "FP32" else "a whole number"
 
+    @property
+    def default_in_words(self) -> str:
+        if self.default_words:
+            return self.default_words
+        return "none" if self.many else plain(self.default).lower()
+
     def allows(self, value: float, most: float = math.inf) -> bool:
         """Whether `value`, a number, is in the range and not above `most`; NaN and infinities never are."""
         if not math.isfinite(value) or value > most or (self.maximum is not None and value > self.maximum):
@@ -204,10 +210,10 @@ FIELDS = (
         name="seed",
         dtype="UINT64",
         help="equal seeds draw equal tokens, whatever else is served (on a GPU up to near-ties)",
-        default_words="drawn",
+        default_words="a new one each time",
         tensor=Tensor(name="random_seed", dtype="UINT64", made=True),
     ),
-    Field(name="random_seed", dtype="UINT64", help="another name of seed", default_words="drawn", alias_of="seed"),
+    Field(name="random_seed", dtype="UINT64", help="another name of seed", default_words="seed", alias_of="seed"),
     Field(
         name="beam_width",
         dtype="INT32",

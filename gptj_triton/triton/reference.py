@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gptj_triton.fields import BY_NAME, Field, plain
+from gptj_triton.fields import BY_NAME, Field
 
 BEGIN, END = "<!-- fields: begin -->\n", "<!-- fields: end -->\n"
 TYPES = {"BYTES": "string", "INT32": "int32", "UINT64": "uint64", "FP32": "float", "BOOL": "bool"}
@@ -19,7 +19,7 @@ def fields_table() -> str:
     """A row for each field of the ensemble, in Markdown."""
     rows = ["| field | type | default | range | meaning |", "| --- | --- | --- | --- | --- |"]
     rows += [
-        f"| `{name}` | {_type(field)} | {_default(field)} | {field.range() or 'any'} | {field.help} |"
+        f"| `{name}` | {_type(field)} | {field.default_in_words} | {field.range() or 'any'} | {field.help} |"
         for name, field in BY_NAME.items()
     ]
     return "\n".join(rows) + "\n"
@@ -27,9 +27,3 @@ def fields_table() -> str:
 
 def _type(field: Field) -> str:
     return f"list of {TYPES[field.dtype]}s" if field.many else TYPES[field.dtype]
-
-
-def _default(field: Field) -> str:
-    if field.default_words:
-        return field.default_words
-    return "none" if field.many else plain(field.default).lower()
