@@ -71,8 +71,8 @@ class Engine:
         return f"device {self._runner.device}, KV cache of {pool.num_pages * pool.page_size} tokens"
 
     def submit(self, sequence: Sequence) -> None:
-        """Queue a sequence; InvalidRequestError when a field is out of range."""
-        sequence.params.check(sequence.prompt, self.limits)
+        """Queue a sequence, whose parameters were checked where its request was read."""
+        assert sequence.params.fits(sequence.prompt, self.limits), sequence.params
         self.scheduler.add(sequence)
 
     def cancel(self, key: Hashable, reason: str = "cancelled") -> list[Sequence]:

@@ -25,7 +25,8 @@ from gptj_triton.engine.metrics import EngineMetrics
 from gptj_triton.errors import ConfigError, UnavailableError
 from gptj_triton.process.client import Answer, EngineClient
 from gptj_triton.process.messages import Finished, Refused, TokenDelta
-from gptj_triton.triton.tensors import PieceTensors, Row, Tensors, passed_through, write_tensors
+from gptj_triton.triton.output_tensors import PieceTensors, passed_through, write_tensors
+from gptj_triton.triton.tensors import Row, Tensors
 
 Outputs: TypeAlias = dict[str, NDArray[Any]]
 

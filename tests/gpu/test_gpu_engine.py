@@ -45,7 +45,7 @@ def requests() -> list[tuple[list[int], SamplingParams]]:
         if number % 3 == 1:
             fields |= {"runtime_top_k": chance.choice([0, 5, 50]), "runtime_top_p": 0.9, "random_seed": number}
         if number % 6 == 2:
-            fields |= {"repetition_penalty": 1.2, "bad_words": ((5,), (9, 7)) if number == 8 else ((5,),)}
+            fields |= {"repetition_penalty": 1.2, "bad_words_list": ((5,), (9, 7)) if number == 8 else ((5,),)}
         if number == 20:
             fields["beam_width"] = 3
         made.append((prompt, SamplingParams(**fields)))
