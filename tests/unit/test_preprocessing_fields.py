@@ -104,6 +104,16 @@ def test_the_ends_of_every_range_are_allowed(name: str) -> None:
         read_rows(arrays(**{name: field.maximum}), LIMITS)
 
 
+@pytest.mark.parametrize("name", NUMBERS)
+def test_beyond_the_ends_of_every_range_a_value_is_refused(name: str) -> None:
+    field = BY_NAME[name]
+    assert field.minimum is not None
+    beyond = [field.minimum - 1] if field.maximum is None else [field.minimum - 1, field.maximum + 1]
+    for value in beyond:
+        with pytest.raises(FieldError, match=f"^{name} is .*; it must be {field.kind}"):
+            read_rows(arrays(**{name: value}), LIMITS)
+
+
 def test_a_missing_text_input_is_refused() -> None:
     with pytest.raises(FieldError, match="text_input is missing; it must be a prompt"):
         read_rows(arrays(text_input=None, max_tokens=3), LIMITS)

@@ -18,7 +18,7 @@ from torch import Tensor
 from gptj_triton.engine.sampling_params import SamplingParams
 from gptj_triton.engine.sequence import Sequence
 
-# Rows of the state's whole numbers, int64 [8, R].
+# Rows of the state's whole numbers, int64 [NUM_INTS, R].
 POSITION = tl.constexpr(0)  # tokens of prompt and output; -1 where there is no sequence
 SEED = tl.constexpr(1)  # the bits of an unsigned number
 GREEDY = tl.constexpr(2)
@@ -27,9 +27,9 @@ END_ID = tl.constexpr(4)
 TO_MINIMUM = tl.constexpr(5)  # tokens to come before the end id may
 SLOT = tl.constexpr(6)  # the row of `counts`; -1 for none
 RESET_ID = tl.constexpr(7)
-WHOLE = 8
+NUM_INTS = 8
 
-# Rows of its real numbers, float64 [8, R].
+# Rows of its real numbers, float64 [NUM_FLOATS, R].
 DIVISOR = tl.constexpr(0)
 TOP_P = tl.constexpr(1)
 FIRST_TOP_P = tl.constexpr(2)
@@ -38,9 +38,9 @@ LEAST_TOP_P = tl.constexpr(4)
 REPETITION = tl.constexpr(5)
 PRESENCE = tl.constexpr(6)
 FREQUENCY = tl.constexpr(7)
-REAL = 8
+NUM_FLOATS = 8
 
-NOBODY = [-1] + [0] * (WHOLE + REAL - 1)
+NOBODY = [-1] + [0] * (NUM_INTS + NUM_FLOATS - 1)
 BANNED = -1  # in `counts`
 
 
@@ -115,9 +115,9 @@ class SamplingState:
         def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
-        self._facts = zeros(WHOLE + REAL, max_rows, dtype=torch.int64)
+        self._facts = zeros(NUM_INTS + NUM_FLOATS, max_rows, dtype=torch.int64)
         self._facts[0] = -1
-        self.whole, self.real = self._facts[:WHOLE], self._facts[WHOLE:].view(torch.float64)
+        self.whole, self.real = self._facts[:NUM_INTS], self._facts[NUM_INTS:].view(torch.float64)
         self.counts = zeros(max_rows, vocab_size)
         self.tokens = zeros(max_rows)
         self.log_probs = zeros(max_rows, dtype=torch.float32)
@@ -149,15 +149,15 @@ class SamplingState:
         self.work = Work.of([sequence.params for sequence in sequences])
         fresh = [(row, sequence) for row, sequence in enumerate(sequences) if sequence not in old_rows]
         self._give_slots([sequence for _, sequence in fresh])
-        table = np.empty((1 + WHOLE + REAL, self.max_rows), np.int64)
+        table = np.empty((1 + NUM_INTS + NUM_FLOATS, self.max_rows), np.int64)
         table[1:] = np.array(NOBODY)[:, None]
         table[0] = -1
         table[0, : len(sequences)] = [old_rows.get(sequence, -1) for sequence in sequences]
         if fresh:
             rows = [row for row, _ in fresh]
-            table[1 : 1 + WHOLE, rows] = np.array([self._whole_facts(sequence) for _, sequence in fresh], np.int64).T
+            table[1 : 1 + NUM_INTS, rows] = np.array([self._whole_facts(sequence) for _, sequence in fresh], np.int64).T
             real = np.array([_real_facts(sequence) for _, sequence in fresh], np.float64)
-            table[1 + WHOLE :, rows] = real.view(np.int64).T
+            table[1 + NUM_INTS :, rows] = real.view(np.int64).T
         on_device = self._to_device(torch.from_numpy(table))
         source, facts = on_device[0], on_device[1:]
         carried = self._facts.index_select(1, source.clamp(min=0))

@@ -8,27 +8,23 @@ import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tritonclient.utils import triton_to_np_dtype
 
 from gptj_triton.engine.sampling_params import Limits, SamplingParams
 from gptj_triton.errors import InvalidRequestError
+from gptj_triton.fields import BY_TENSOR
 from gptj_triton.process.messages import Finished, Result, Welcome
 from gptj_triton.triton.output_tensors import PieceTensors, write_tensors
-from gptj_triton.triton.tensors import derived_seed, read_rows, read_stream, read_timeout
+from gptj_triton.triton.tensors import SCALARS, derived_seed, read_rows, read_stream, read_timeout
 
 LIMITS = Limits(vocab_size=100, context_length=32, stop_strings=True, num_pages=20, page_size=16, max_sequences=64)
 MODEL = Welcome(engine_pid=1, limits=LIMITS, start_id=98, end_id=99)
-TYPES: dict[str, Any] = {
-    "runtime_top_p": np.float32,
-    "temperature": np.float32,
-    "repetition_penalty": np.float32,
-    "presence_penalty": np.float32,
-    "frequency_penalty": np.float32,
-    "top_p_decay": np.float32,
-    "top_p_min": np.float32,
-    "random_seed": np.uint64,
-    "is_return_log_probs": np.bool_,
-    "num_return_sequences": np.int32,
-}
+
+
+def dtype_of(name: str) -> Any:
+    tensor = BY_TENSOR[name].tensor
+    assert tensor is not None
+    return triton_to_np_dtype(tensor.dtype)
 
 
 def request(*prompts: list[int], new: int = 4, **scalars: Any) -> dict[str, NDArray[Any]]:
@@ -41,7 +37,7 @@ def request(*prompts: list[int], new: int = 4, **scalars: Any) -> dict[str, NDAr
     }
     for name, value in scalars.items():
         values = value if isinstance(value, list) else [value] * batch
-        tensors[name] = np.array(values, TYPES.get(name, np.uint32)).reshape(batch, 1)
+        tensors[name] = np.array(values, dtype_of(name)).reshape(batch, 1)
     return tensors
 
 
@@ -86,6 +82,21 @@ def test_every_scalar_reaches_the_parameters() -> None:
     }
     assert only_params(request([1], **given)) == SamplingParams(request_output_len=4, **given)
     assert only_params(request([1], top_p_reset_ids=13)).top_p_reset_ids == 13
+
+
+@pytest.mark.parametrize("name", [name for name in SCALARS if BY_TENSOR[name].maximum is not None])
+def test_every_range_ends_where_the_table_says(name: str) -> None:
+    field = BY_TENSOR[name]
+    assert field.minimum is not None and field.maximum is not None
+    roomy = Welcome(1, msgspec.structs.replace(LIMITS, num_pages=1000), 98, 99)
+    step = 0 if field.above_minimum else 1
+    for value in (field.minimum - step, field.maximum + 1):
+        if value < 0 and np.issubdtype(dtype_of(name), np.unsignedinteger):
+            continue
+        with pytest.raises(InvalidRequestError, match=f"^{name} is .*, allowed: {field.range()}$"):
+            read_rows(request([1], new=2, **{name: value}), roomy)
+    [row] = read_rows(request([1], new=2, **{name: field.maximum}), roomy)
+    assert getattr(row.requests[0], name) == field.maximum
 
 
 def test_scalars_may_come_with_or_without_their_second_dimension() -> None:
