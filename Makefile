@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: serve test test-gpu lint perf bench compare clean
+.PHONY: serve test test-gpu lint configs perf bench compare clean
 
 # Serves the embedded model, or what ARGS says: make serve ARGS="--model EleutherAI/gpt-j-6b --device cuda"
 serve: $(INSTALLED)
@@ -26,6 +26,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy gptj_triton tools tests
+
+# Writes what is made from the table of request fields: the models' configurations, and the table in docs/reference.md.
+configs: $(INSTALLED)
+	$(BIN)/python tools/make_configs.py
 
 # A small sweep of the real perf_analyzer: answers over HTTP and gRPC, and streams; a table and a plot in build/perf.
 # Another model: make perf ARGS="--model DIR"

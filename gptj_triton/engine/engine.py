@@ -47,7 +47,7 @@ class Engine:
         """
         self.model_config = model_config
         self.metrics = EngineMetrics()
-        self.scheduler = Scheduler(runner.pool, step_tokens, max_sequences)
+        self.scheduler = Scheduler(runner.pool, step_tokens, max_sequences, self.metrics)
         self.limits = Limits(
             vocab_size=model_config.vocab_size,
             context_length=model_config.context_length,
@@ -71,8 +71,8 @@ class Engine:
         return f"device {self._runner.device}, KV cache of {pool.num_pages * pool.page_size} tokens"
 
     def submit(self, sequence: Sequence) -> None:
-        """Queue a sequence; InvalidRequestError when a field is out of range."""
-        sequence.params.check(sequence.prompt, self.limits)
+        """Queue a sequence, whose parameters were checked where its request was read."""
+        assert sequence.params.fits(sequence.prompt, self.limits), sequence.params
         self.scheduler.add(sequence)
 
     def cancel(self, key: Hashable, reason: str = "cancelled") -> list[Sequence]:
@@ -101,14 +101,6 @@ class Engine:
         if step:
             self._launched.append(self._runner.launch(step))
         return ended + self._collect(leave=self._runner.steps_ahead if step else 0)
-
-    def update_gauges(self) -> None:
-        """Set the gauges among the metrics to what is the case now."""
-        pool, metrics = self._runner.pool, self.metrics
-        metrics.running_sequences = len(self.scheduler.running)
-        metrics.waiting_sequences = len(self.scheduler.waiting)
-        metrics.kv_cache_used_pages = pool.num_pages - pool.num_free
-        metrics.kv_cache_pages = pool.num_pages
 
     def close(self) -> None:
         """End the model's other processes, if it has some. Nothing else may be called afterwards."""

@@ -1,4 +1,4 @@
-"""Which pages of the KV cache are free, who uses the others, and which hold a prefix that others can use too.
+"""Counts the pages of the KV cache: which are free, which are used, and which hold a prefix that others can share.
 
 Counts pages; holds no tensors. A page is shared by all sequences that begin with the same tokens up to its end: equal
 prompts, and the beams of one search. A page that nobody uses any more keeps its content until it is needed for another.
@@ -39,11 +39,11 @@ class PagePool:
         return -(-num_tokens // self.page_size)
 
     def begin_step(self) -> None:
-        """What was coming in the step before has come."""
+        """Pages that the step before computed can be shared from now on."""
         self._coming.clear()
 
     def attach_prefix(self, sequence: Sequence) -> None:
-        """Give a sequence without pages those that hold a prefix of it already, all but its last token at most."""
+        """Give a sequence without pages the pages that already hold a prefix of it; its last token is always left."""
         assert not sequence.pages and sequence.num_cached == 0
         for index in range((sequence.num_tokens - 1) // self.page_size):
             page = self._page_of.get(self._key(sequence, index))

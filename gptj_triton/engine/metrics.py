@@ -33,6 +33,7 @@ class EngineMetrics(msgspec.Struct, tag="metrics"):
     kv_cache_used_pages: Annotated[int, Metric("gauge", "Pages of the KV cache that sequences use")] = 0
     kv_cache_pages: Annotated[int, Metric("gauge", "Pages of the KV cache")] = 0
     generated_tokens: Annotated[int, Metric("counter", "New tokens of all sequences")] = 0
+    preemptions: Annotated[int, Metric("counter", "Sequences that gave their pages back, to be computed again")] = 0
     step_sequences: Annotated[
         list[int],
         Metric("histogram", "Sequences that got a token in a step", (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)),

@@ -1,4 +1,6 @@
-"""Which sequences take part in the next step, and with how many tokens. First come, first served. Knows no tensors."""
+"""Decides which sequences take part in the next step, and with how many tokens. First come, first served. Knows no
+tensors.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 from gptj_triton.engine.kv_pages import PagePool
+from gptj_triton.engine.metrics import EngineMetrics
 from gptj_triton.engine.sequence import Sequence
 
 
@@ -34,10 +37,12 @@ class Scheduler:
     Both lists are in order of arrival, the running before the waiting; the beams of a search stand side by side.
     """
 
-    def __init__(self, pool: PagePool, step_tokens: int, max_sequences: int) -> None:
+    def __init__(self, pool: PagePool, step_tokens: int, max_sequences: int, metrics: EngineMetrics) -> None:
+        """Events are counted in `metrics`."""
         self.pool = pool
         self.step_tokens = step_tokens
         self.max_sequences = max_sequences
+        self.metrics = metrics
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
 
@@ -70,6 +75,13 @@ class Scheduler:
             self.running[place:place] = successors
         self.running = [sequence for sequence in self.running if sequence not in group]
         self.waiting = deque(sequence for sequence in self.waiting if sequence not in group)
+
+    def update_gauges(self) -> None:
+        """Set the gauges among the metrics to what is the case now."""
+        self.metrics.running_sequences = len(self.running)
+        self.metrics.waiting_sequences = len(self.waiting)
+        self.metrics.kv_cache_used_pages = self.pool.num_pages - self.pool.num_free
+        self.metrics.kv_cache_pages = self.pool.num_pages
 
     def schedule(self) -> list[Scheduled]:
         """Choose the next step's work; empty when there is none."""
@@ -113,7 +125,7 @@ class Scheduler:
         return sequence
 
     def _slots(self) -> int:
-        """Sequences that run, and those that searches which have just begun will branch into."""
+        """Sequences that run, and the beams that searches which have just begun will have."""
         return sum(map(_slots_for, self.running))
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
@@ -125,6 +137,7 @@ class Scheduler:
                     self.running.remove(member)
                     self.pool.release(member)
                     self.waiting.appendleft(member)
+                    self.metrics.preemptions += 1
             if sequence in last:
                 return False
         return True

@@ -94,7 +94,7 @@ class Sequence:
         self.output.append(token)
         if params.is_return_log_probs or params.beam_width > 1:
             self.log_probs.append(log_prob)
-        reset = token == params.top_p_reset_id
+        reset = token == params.top_p_reset_ids
         self.top_p = (
             params.top_p if reset else max(self.top_p * params.top_p_decay, min(params.top_p_min, params.top_p))
         )
@@ -108,7 +108,7 @@ class Sequence:
         min_length.
         """
         banned = []
-        for word in self.params.bad_words:
+        for word in self.params.bad_words_list:
             head = len(word) - 1
             if head == 0 or tuple(self.tokens(self.num_tokens - head, self.num_tokens)) == word[:-1]:
                 banned.append(word[-1])
@@ -117,7 +117,7 @@ class Sequence:
         return banned
 
     def _ends_with_stop_word(self) -> bool:
-        return any(tuple(self.output[-len(word) :]) == word for word in self.params.stop_words)
+        return any(tuple(self.output[-len(word) :]) == word for word in self.params.stop_words_list)
 
     def _completes_stop_string(self, token: int, token_bytes: list[bytes]) -> bool:
         stops = self.params.stop_strings

@@ -151,7 +151,7 @@ class EngineServer:
         self._poller.register(pidfd, zmq.POLLIN)
         welcome = messages.Welcome(os.getpid(), engine.limits, engine.model_config.start_id, engine.model_config.end_id)
         outbox.send(self._encoder.encode(welcome))
-        engine.update_gauges()
+        engine.scheduler.update_gauges()
         outbox.send(self._encoder.encode(engine.metrics.without_histograms()))
 
     def _submit(self, engine: Engine, submit: messages.Submit) -> None:
@@ -184,7 +184,7 @@ class EngineServer:
         now = time.monotonic()
         if engine.busy and now < self._reported_at + REPORT_INTERVAL:
             return
-        engine.update_gauges()
+        engine.scheduler.update_gauges()
         if engine.metrics.differ_from(self._reported):
             self._reported, self._reported_at = engine.metrics.take(), now
             message = self._encoder.encode(self._reported)

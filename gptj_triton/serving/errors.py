@@ -1,4 +1,4 @@
-"""The one exception that the launcher shows to its user. Knows nothing else."""
+"""The one exception that the launcher shows to its user."""
 
 from __future__ import annotations
 

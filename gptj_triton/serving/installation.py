@@ -1,5 +1,5 @@
-"""Finds tritonserver and the running Python's shared library, and stages what the two need to meet: a directory with
-`backends/` for tritonserver and `lib/` for the loader. Knows neither models nor processes.
+"""Finds tritonserver and the running Python's shared library, and makes a directory for both: `backends/` for
+tritonserver and `lib/` for the loader. Knows neither models nor processes.
 
 The stub (the process in which Triton runs a `model.py`) exists once for each Python version, and loads
 `libpython3.X.so.1.0` by the loader's path, so both must be those of the interpreter that runs this file."""

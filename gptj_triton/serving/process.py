@@ -1,8 +1,8 @@
-"""Runs one tritonserver and answers for everything that it starts: stubs, the engine, shared memory, sockets. Does not
+"""Runs one tritonserver, and stops and removes all that it starts: stubs, the engine, shared memory, sockets. Does not
 know what is served.
 
 The process that runs this must be single-threaded when it starts the server. From `start` on it handles SIGINT and
-SIGTERM by waiting for them, and orphans of the server become its children (a Linux subreaper), so that none escapes
+SIGTERM by waiting for them, and orphans of the server become its children (a Linux subreaper), so that none escapes,
 however the server died."""
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from typing import NoReturn
 import psutil
 import requests
 
+from gptj_triton.process.directory import server_directory
 from gptj_triton.serving.errors import ServeError
 
 # linux/prctl.h
@@ -195,7 +195,7 @@ def own_children(except_for: int | None = None) -> list[int]:
 
 
 def reap(children: Sequence[int]) -> None:
-    """Takes leave of those that have ended; does not wait for the others."""
+    """Collects the exit statuses of those that have ended; does not wait for the others."""
     for pid in children:
         os.waitpid(pid, os.WNOHANG)
 
@@ -215,4 +215,4 @@ def remove_traces(server_pid: int, region_prefix: str) -> None:
     """Removes the shared memory of the server's stubs and the directory of its engine's sockets."""
     for region in Path("/dev/shm").glob(f"{region_prefix}*"):
         region.unlink(missing_ok=True)
-    shutil.rmtree(Path(tempfile.gettempdir()) / f"gptj-engine-{server_pid}", ignore_errors=True)
+    shutil.rmtree(server_directory(server_pid), ignore_errors=True)

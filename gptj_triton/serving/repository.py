@@ -11,12 +11,15 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from gptj_triton.fields import BY_TENSOR, Origin
 from gptj_triton.serving.checkpoint import Checkpoint
 from gptj_triton.serving.errors import ServeError
 
 BACKEND = "fastertransformer"  # the name of the backend and of the model
 # What this project adds to FasterTransformer's contract; NVIDIA's library knows none of it.
-ADDED_INPUTS = frozenset({"frequency_penalty", "num_return_sequences", "stop_strings"})
+ADDED_INPUTS = frozenset(
+    name for name, field in BY_TENSOR.items() if field.tensor is not None and field.tensor.origin is Origin.OURS
+)
 ADDED_OUTPUTS = frozenset({"finish_reason"})
 ADDED_PARAMETERS = ("device", "engine_python", "context_length", "tokenizer_dir")
 
@@ -94,7 +97,7 @@ def set_parameter(config: Any, name: str, value: str) -> None:
 
 def leave_out_additions(configs: Collection[Any]) -> None:
     """Takes from the configurations what NVIDIA's library does not know, and gives it the stop words as token ids,
-    which preprocessing makes for whoever asks."""
+    which preprocessing makes where an ensemble asks for them."""
     for config in configs:
         if config.backend == BACKEND:
             keep(config.input, lambda tensor: tensor.name not in ADDED_INPUTS)

@@ -29,7 +29,7 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         repository = Path(args["model_repository"]).parent
         self.prompts = prompt_tokens.PromptTokens.load(repository / parameters["tokenizer_dir"]["string_value"])
-        self.limits = request_fields.Limits(
+        self.limits = request_fields.PromptLimits(
             self.prompts.context_length, self.prompts.vocab_size, self.prompts.longest_token
         )
         self.tensors_kept: dict[tuple[str, tuple[float, ...]], Any] = {}
@@ -52,7 +52,7 @@ class TritonPythonModel:
         except request_fields.FieldError as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
 
-    def tensors(self, rows: list[request_fields.Row], wanted: set[str]) -> list[Any]:
+    def tensors(self, rows: list[request_fields.RowFields], wanted: set[str]) -> list[Any]:
         """The outputs for checked rows; stop_words_list only where `wanted` has it. Raises FieldError."""
         prompts, lengths = [], []
         for index, row in enumerate(rows):

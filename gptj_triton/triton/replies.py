@@ -1,8 +1,8 @@
-"""Sends what the engine gives: answers as they come, streams in pieces at a pace. Knows no Triton and no sockets.
+"""Sends the engine's answers as they come, and streams in pieces at a pace. Knows no Triton and no sockets.
 
 One thread sends everything, so a response is never sent, or a request asked about, after its last response. Pieces of a
-stream keep a gap that grows with the number of streams, because what a slow reader leaves piles up inside the server;
-tokens that come meanwhile travel together in the next piece.
+stream keep a gap that grows with the number of streams, because the server queues what a slow reader does not read;
+tokens that come in between travel together in the next piece.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from gptj_triton.engine.metrics import EngineMetrics
 from gptj_triton.errors import ConfigError, UnavailableError
 from gptj_triton.process.client import Answer, EngineClient
 from gptj_triton.process.messages import Finished, Refused, TokenDelta
-from gptj_triton.triton.tensors import PieceTensors, Row, Tensors, passed_through, write_tensors
+from gptj_triton.triton.output_tensors import PieceTensors, passed_through, write_tensors
+from gptj_triton.triton.tensors import Row, Tensors
 
 Outputs: TypeAlias = dict[str, NDArray[Any]]
 
@@ -139,7 +140,7 @@ class Replies:
         self._engine = engine
         self._publish = publish
         self._pieces_per_second = pieces_per_second
-        # Filled by whoever submits, emptied by the thread that sends.
+        # Filled by the threads that submit, emptied by the thread that sends.
         self._open: dict[Reply, None] = {}  # the one asked about longest ago comes first
         self._open_streams: set[Reply] = set()
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()

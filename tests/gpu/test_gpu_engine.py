@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from triton.runtime import JITFunction
@@ -44,7 +45,7 @@ def requests() -> list[tuple[list[int], SamplingParams]]:
         if number % 3 == 1:
             fields |= {"runtime_top_k": chance.choice([0, 5, 50]), "runtime_top_p": 0.9, "random_seed": number}
         if number % 6 == 2:
-            fields |= {"repetition_penalty": 1.2, "bad_words": ((5,), (9, 7)) if number == 8 else ((5,),)}
+            fields |= {"repetition_penalty": 1.2, "bad_words_list": ((5,), (9, 7)) if number == 8 else ((5,),)}
         if number == 20:
             fields["beam_width"] = 3
         made.append((prompt, SamplingParams(**fields)))
@@ -150,7 +151,7 @@ def test_logits_are_near_those_of_float32_at_every_layer_count(data_type: str, m
         monkeypatch.setattr(model_rank, "load_weights", load_some)
         config = EngineConfig(str(STORYTELLER), data_type=data_type, device="cuda", max_sequences=4)
         near = three_steps(gpu_model.GpuModel(config, model, torch.device("cuda", 0)))
-        exact = three_steps(model_rank.ModelRank(replace(config, data_type="fp32"), model, 0))
+        exact = three_steps(model_rank.ModelRank(msgspec.structs.replace(config, data_type="fp32"), model, 0))
         assert (near - exact).norm() < 2e-2 * exact.norm(), count
 
 

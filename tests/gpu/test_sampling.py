@@ -47,7 +47,7 @@ KINDS: list[dict[str, Any]] = [
     {"runtime_top_p": 0.1},
     {"runtime_top_p": 0.7},
     {"runtime_top_p": 0.999, "temperature": 5.0},
-    {"runtime_top_p": 0.9, "top_p_decay": 0.6, "top_p_min": 0.2, "top_p_reset_id": 3},
+    {"runtime_top_p": 0.9, "top_p_decay": 0.6, "top_p_min": 0.2, "top_p_reset_ids": 3},
     {"runtime_top_p": 1.0, "top_p_decay": 0.5},
 ]
 EXTRAS: list[dict[str, Any]] = [
@@ -56,8 +56,8 @@ EXTRAS: list[dict[str, Any]] = [
     {"repetition_penalty": 1.7},
     {"repetition_penalty": 0.5, "presence_penalty": -0.4},
     {"presence_penalty": 1.5, "frequency_penalty": 0.7},
-    {"bad_words": ((2,), (5,), (77,))},
-    {"bad_words": ((9,),), "frequency_penalty": 3.0, "min_length": 3},
+    {"bad_words_list": ((2,), (5,), (77,))},
+    {"bad_words_list": ((9,),), "frequency_penalty": 3.0, "min_length": 3},
     {"min_length": 2},
 ]
 
@@ -141,7 +141,7 @@ def test_zeros_of_both_signs_tie() -> None:
 
 
 def test_top_p_decays_to_its_minimum_and_is_reset_by_the_reset_id() -> None:
-    factual = {"runtime_top_p": 0.8, "top_p_decay": 0.5, "top_p_reset_id": 3}
+    factual = {"runtime_top_p": 0.8, "top_p_decay": 0.5, "top_p_reset_ids": 3}
     sequences = make([params(top_p_min=least, **factual) for least in (0.15, 0.9)], random.Random(1))
     state = state_for(sequences, 2)
     for token in (1, 2, 4, 5, 3, 1):
@@ -169,7 +169,7 @@ def test_tokens_of_no_probability_are_not_chosen_and_rows_of_nothing_else_give_w
 def test_a_ban_of_every_token_lasts() -> None:
     everything = tuple((token,) for token in range(VOCAB))
     kinds: list[dict[str, Any]] = [{}, {"runtime_top_k": 5}, {"runtime_top_p": 0.5}, {"runtime_top_p": 1.0}]
-    sequences = make([params(bad_words=everything, **kind) for kind in kinds], random.Random(3))
+    sequences = make([params(bad_words_list=everything, **kind) for kind in kinds], random.Random(3))
     state = state_for(sequences, 4)
     for step in range(3):
         expect_the_same(make_logits(4, step), sequences, state)
@@ -203,7 +203,7 @@ def test_the_size_of_gptj_with_the_blocks_that_a_gpu_gets() -> None:
         {"runtime_top_k": 50, "runtime_top_p": 0.9},
         {"runtime_top_k": 1000},
         {"runtime_top_p": 0.8, "temperature": 0.5},
-        {"runtime_top_p": 0.95, "temperature": 2.0, "bad_words": ((50399,),)},
+        {"runtime_top_p": 0.95, "temperature": 2.0, "bad_words_list": ((50399,),)},
     ]
     sequences = make([params(random_seed=row, **kind) for row, kind in enumerate(kinds)], random.Random(5), vocab)
     state = state_for(sequences, len(kinds), vocab, Blocks())
@@ -261,7 +261,7 @@ def test_rows_without_a_sequence_are_left_alone() -> None:
 def test_slots_of_sequences_that_ended_are_used_again() -> None:
     state = SamplingState(3, VOCAB, DEVICE, SMALL)
     for step in range(5):
-        sequences = make([params(frequency_penalty=2.0, bad_words=((step,),))] * 3, random.Random(step))
+        sequences = make([params(frequency_penalty=2.0, bad_words_list=((step,),))] * 3, random.Random(step))
         state.load(sequences)
         expect_the_same(make_logits(3, step), sequences, state)
 
@@ -285,15 +285,15 @@ def test_the_noise_is_the_hosts_bit_for_bit() -> None:
 def test_what_runs_is_what_some_row_asks_for() -> None:
     assert Work.of([]) == Work()
     assert Work.of([params(), params(temperature=0.0, runtime_top_k=4, min_length=3)]) == Work()
-    assert Work.of([params(bad_words=((1,),))]) == Work(counts=True)
+    assert Work.of([params(bad_words_list=((1,),))]) == Work(counts=True)
     assert Work.of([params(), params(runtime_top_p=1.0)]) == Work(draws=True)
     assert Work.of([params(runtime_top_p=1.0, top_p_decay=0.9)]) == Work(draws=True, searches=True)
     assert Work.of([params(runtime_top_k=3), params(presence_penalty=1.0)]) == Work(True, True, True)
 
 
 def test_beams_and_bad_words_of_several_tokens_are_the_hosts() -> None:
-    assert can_sample_on_device(params(bad_words=((1,), (2,)), runtime_top_k=3, frequency_penalty=1.0))
-    assert not can_sample_on_device(params(bad_words=((1,), (2, 3))))
+    assert can_sample_on_device(params(bad_words_list=((1,), (2,)), runtime_top_k=3, frequency_penalty=1.0))
+    assert not can_sample_on_device(params(bad_words_list=((1,), (2, 3))))
     assert not can_sample_on_device(params(beam_width=2))
 
 

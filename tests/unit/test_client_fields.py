@@ -1,53 +1,42 @@
-"""The client's table of fields: it matches the ensemble, and options, checks and tensors follow from it."""
+"""The client's options, checks and tensors follow from the table of fields."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
-from gptj_triton.client import (
-    FIELDS,
-    MODEL,
-    STREAMING_MODEL,
-    TEXT_INPUT,
-    Client,
-    Field,
-    InvalidFieldError,
-    checked,
-    given_fields,
-    host_and_port,
-    parse_arguments,
-    tensor,
-)
+from gptj_triton.client import Client, InvalidFieldError, host_and_port
+from gptj_triton.client.command import given_fields, parse_arguments
+from gptj_triton.client.request import FIELDS, check, python_type, tensor, tensors
+from gptj_triton.fields import BY_NAME
 
-REPOSITORY = Path(__file__).parents[2] / "model_repository"
 EXAMPLES: dict[type, Any] = {str: "the end", int: 3, float: 0.5, bool: True}
 
 
-def example(field: Field) -> Any:
-    value = EXAMPLES[field.python_type]
-    return [value, "é"] if field.many else value
+def example(name: str) -> Any:
+    value = EXAMPLES[python_type(FIELDS[name])]
+    return [value, "é"] if FIELDS[name].many else value
 
 
-@pytest.mark.parametrize("model", [MODEL, STREAMING_MODEL])
-def test_fields_are_the_inputs_of_both_ensembles(model: str) -> None:
-    config = text_format.Parse((REPOSITORY / model / "config.pbtxt").read_text(), ModelConfig())
-    declared = {each.name: (DataType.Name(each.data_type)[5:], list(each.dims)) for each in config.input}
-    del declared["stream"]
-    ours = {each.name: (each.datatype.replace("BYTES", "STRING"), [-1 if each.many else 1]) for each in FIELDS}
-    assert ours | {TEXT_INPUT.name: ("STRING", [1])} == declared
+def test_all_fields_can_be_given_but_the_prompt_and_what_the_model_decides() -> None:
+    assert set(BY_NAME) - set(FIELDS) == {"text_input", "stream"}
 
 
-@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
-def test_every_field_is_an_option(field: Field) -> None:
-    option, value = f"--{field.name.replace('_', '-')}", example(field)
-    arguments = {bool: [option], str: [option, "the end", option, "é"]}.get(field.python_type, [option, str(value)])
-    assert given_fields(parse_arguments([*arguments, "Once"])) == {field.name: value}
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_is_an_option(name: str) -> None:
+    option, value = f"--{name.replace('_', '-')}", example(name)
+    of_type = python_type(FIELDS[name])
+    arguments = {bool: [option], str: [option, "the end", option, "é"]}.get(of_type, [option, str(value)])
+    assert given_fields(parse_arguments([*arguments, "Once"])) == {name: value}
+
+
+def test_the_help_says_what_a_field_does_its_range_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--num-return-sequences INT independent continuations of the prompt; 1 to 64; default: 1" in shown
 
 
 def test_a_flag_can_be_switched_off() -> None:
@@ -59,18 +48,22 @@ def test_what_is_not_given_is_not_sent() -> None:
     assert given_fields(parse_arguments(["Once"])) == {}
 
 
-@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
-def test_a_tensor_has_a_row_for_each_prompt(field: Field) -> None:
-    value = example(field)
-    array = tensor(field, value, rows=3)
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_tensor_has_a_row_for_each_prompt(name: str) -> None:
+    field, value = FIELDS[name], example(name)
+    array = tensor(name, value, rows=3)
     assert array.shape == (3, len(value) if field.many else 1)
-    assert (
-        array.dtype
-        == {"INT32": np.int32, "UINT64": np.uint64, "FP32": np.float32, "BOOL": bool, "BYTES": object}[field.datatype]
-    )
+    types = {"INT32": np.int32, "UINT64": np.uint64, "FP32": np.float32, "BOOL": bool, "BYTES": object}
+    assert array.dtype == types[field.dtype]
     assert [item.decode() if isinstance(item, bytes) else item for item in array[2]] == (
         value if field.many else [value]
     )
+
+
+def test_prompts_are_the_rows_of_the_first_tensor() -> None:
+    made = tensors(["Once", "Éric"], {"max_tokens": 3})
+    assert made["text_input"].tolist() == [[b"Once"], ["Éric".encode()]]
+    assert made["max_tokens"].tolist() == [[3], [3]]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +83,7 @@ def test_a_tensor_has_a_row_for_each_prompt(field: Field) -> None:
 )
 def test_what_a_type_cannot_carry_is_refused_by_name(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidFieldError, match=words):
-        checked(fields)
+        check(fields)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +95,7 @@ def test_what_a_type_cannot_carry_is_refused_by_name(fields: dict[str, Any], wor
     ],
 )
 def test_the_ends_of_a_type_are_accepted(fields: dict[str, Any]) -> None:
-    assert {field.name: value for field, value in checked(fields).items()} == fields
+    check(fields)
 
 
 def test_a_url_is_host_and_port_with_or_without_http() -> None:

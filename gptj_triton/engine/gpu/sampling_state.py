@@ -87,11 +87,11 @@ class Work:
 
 def can_sample_on_device(params: SamplingParams) -> bool:
     """False for what only the host's sampler does: beams, and bad words of several tokens."""
-    return params.beam_width == 1 and all(len(word) == 1 for word in params.bad_words)
+    return params.beam_width == 1 and all(len(word) == 1 for word in params.bad_words_list)
 
 
 def _needs_counts(params: SamplingParams) -> bool:
-    return params.penalised or bool(params.bad_words)
+    return params.penalised or bool(params.bad_words_list)
 
 
 class SamplingState:
@@ -177,7 +177,7 @@ class SamplingState:
             params.end_id,
             max(0, params.min_length - len(sequence.output)),
             self._slots.get(sequence, -1),
-            params.top_p_reset_id,
+            params.top_p_reset_ids,
         ]
 
     def _give_slots(self, fresh: list[Sequence]) -> None:
@@ -194,7 +194,7 @@ class SamplingState:
             slot = self._slots[sequence] = self._free_slots.pop()
             first = slot * self.vocab_size
             places += [first + token for token in sequence.tokens(0, sequence.num_tokens)]
-            banned += [first + word[-1] for word in sequence.params.bad_words]
+            banned += [first + word[-1] for word in sequence.params.bad_words_list]
         slots = [self._slots[sequence] for sequence in counted]
         packed = self._to_device(torch.tensor(slots + places + banned))
         on_slots, on_places, on_banned = packed.split([len(slots), len(places), len(banned)])

@@ -49,7 +49,7 @@ def test_an_engine_counts_its_tokens_and_the_sequences_of_its_steps(engine: Engi
     engine.submit(Sequence("counted", [300, 301], params))
     while engine.busy:
         engine.step()
-        engine.update_gauges()
+        engine.scheduler.update_gauges()
         assert engine.metrics.running_sequences <= beam_width
     assert engine.metrics.generated_tokens - before == sum(engine.metrics.step_sequences)
     assert engine.metrics.step_sequences == [1] + [beam_width] * 4

@@ -146,7 +146,7 @@ def test_a_row_draws_the_same_token_whatever_the_other_rows_ask_for() -> None:
         {"runtime_top_p": 0.4, "temperature": 0.7},
         {"runtime_top_p": 1.0, "frequency_penalty": 0.5},
         {"temperature": 0.0, "runtime_top_p": 0.9},
-        {"runtime_top_k": 20, "bad_words": ((3,), (1, 4))},
+        {"runtime_top_k": 20, "bad_words_list": ((3,), (1, 4))},
     ]
     how = [params(random_seed=row, is_return_log_probs=True, **chance.choice(kinds)) for row in range(200)]
     prompts = [chance.choices(range(500), k=chance.randint(1, 30)) for _ in how]
@@ -178,7 +178,7 @@ def test_top_k_beyond_the_vocabulary_keeps_all_of_it() -> None:
 
 
 def test_top_p_decays_to_its_minimum_and_is_reset_by_the_reset_id() -> None:
-    how = params(runtime_top_p=0.8, top_p_decay=0.5, top_p_min=0.15, top_p_reset_id=3)
+    how = params(runtime_top_p=0.8, top_p_decay=0.5, top_p_min=0.15, top_p_reset_ids=3)
     sequence = Sequence(0, [1], how)
     seen = [sequence.top_p]
     for token in (1, 2, 4, 5, 3, 1):

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptj_triton.engine.kv_pages import PagePool
+from gptj_triton.engine.metrics import EngineMetrics
 from gptj_triton.engine.sampling_params import SamplingParams
 from gptj_triton.engine.scheduler import Scheduled, Scheduler
 from gptj_triton.engine.sequence import Sequence
@@ -18,7 +19,7 @@ END = 99
 
 
 def make_scheduler(num_pages: int = 64, step_tokens: int = 8, max_sequences: int = 16) -> Scheduler:
-    return Scheduler(PagePool(num_pages, PAGE), step_tokens, max_sequences)
+    return Scheduler(PagePool(num_pages, PAGE), step_tokens, max_sequences, EngineMetrics())
 
 
 def sequence(key: int, prompt: int, new: int = 4) -> Sequence:
@@ -107,6 +108,7 @@ def test_the_last_to_arrive_gives_way_and_starts_again_where_it_was() -> None:
     ended = [str(each.key) for _ in range(30) for each in compute(scheduler)[1]]
     assert ended == ["0", "1"]
     assert len(last.output) == 9
+    assert scheduler.metrics.preemptions == 1
 
 
 def test_a_sequence_too_large_for_the_free_pages_is_not_overtaken() -> None:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from gptj_triton.engine.sampling_params import Limits, SamplingParams
 from gptj_triton.errors import InvalidRequestError
 from gptj_triton.process.messages import Finished, Result, Welcome
-from gptj_triton.triton.tensors import PieceTensors, derived_seed, read_rows, read_stream, read_timeout, write_tensors
+from gptj_triton.triton.output_tensors import PieceTensors, write_tensors
+from gptj_triton.triton.tensors import derived_seed, read_rows, read_stream, read_timeout
 
 LIMITS = Limits(vocab_size=100, context_length=32, stop_strings=True, num_pages=20, page_size=16, max_sequences=64)
 MODEL = Welcome(engine_pid=1, limits=LIMITS, start_id=98, end_id=99)
@@ -84,7 +85,7 @@ def test_every_scalar_reaches_the_parameters() -> None:
         "top_p_min": 0.125,
     }
     assert only_params(request([1], **given)) == SamplingParams(request_output_len=4, **given)
-    assert only_params(request([1], top_p_reset_ids=13)).top_p_reset_id == 13
+    assert only_params(request([1], top_p_reset_ids=13)).top_p_reset_ids == 13
 
 
 def test_scalars_may_come_with_or_without_their_second_dimension() -> None:
@@ -117,7 +118,6 @@ def test_sequences_of_one_row_have_seeds_of_their_own_and_the_first_one_has_the_
 
 @pytest.mark.parametrize("name", ["bad_words_list", "stop_words_list"])
 def test_word_lists_are_read_without_their_padding_and_empty_words(name: str) -> None:
-    field = name.removesuffix("_list")
     for array, expected in [
         (words([1, 2], [3]), ((1, 2), (3,))),
         (words([1, 2], [3], pad=4), ((1, 2), (3,))),
@@ -126,7 +126,7 @@ def test_word_lists_are_read_without_their_padding_and_empty_words(name: str) ->
         (np.array([[[0], [-1]]], np.int32), ()),
         (np.zeros((1, 2, 0), np.int32), ()),
     ]:
-        assert getattr(only_params(request([1]) | {name: array}), field) == expected
+        assert getattr(only_params(request([1]) | {name: array}), name) == expected
 
 
 def test_stop_strings_are_bytes_of_each_row() -> None:
@@ -215,6 +215,19 @@ def _row_like(good: dict[str, NDArray[Any]], name: str, array: NDArray[Any]) -> 
     if name in ("bad_words_list", "stop_words_list"):
         row[:, 1] = -1
     return row
+
+
+def test_a_request_can_fill_the_context_to_its_last_token_and_not_one_more() -> None:
+    assert only_params(request([1] * 26, new=6)).request_output_len == 6
+    with pytest.raises(InvalidRequestError, match="request_output_len is 7, allowed: 1 to 6"):
+        read_rows(request([1] * 26, new=7), MODEL)
+
+
+def test_more_beams_than_sequences_may_run_are_refused() -> None:
+    crowded = Welcome(1, msgspec.structs.replace(LIMITS, max_sequences=8), 98, 99)
+    assert read_rows(request([1], beam_width=8), crowded)
+    with pytest.raises(InvalidRequestError, match="beam_width is 9, allowed: 1 to 8"):
+        read_rows(request([1], beam_width=9), crowded)
 
 
 def test_stop_strings_are_refused_where_the_text_of_tokens_is_unknown() -> None:

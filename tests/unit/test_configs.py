@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
-from tritonclient.utils import triton_to_np_dtype
 
-from gptj_triton.triton.request_fields import FIELDS
+from gptj_triton.fields import BY_NAME
+from gptj_triton.project import REPOSITORY
+from gptj_triton.triton.configs import make_configs
 
-REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 STEPS = ("preprocessing", "fastertransformer", "postprocessing")
 ENSEMBLES = ("ensemble", "ensemble_stream")
 
@@ -25,16 +22,18 @@ def signature(tensor: model_config_pb2.ModelInput) -> tuple[str, list[int]]:
     return model_config_pb2.DataType.Name(tensor.data_type).removeprefix("TYPE_"), list(tensor.dims)
 
 
+def test_the_committed_configs_are_what_make_configs_writes() -> None:
+    committed = {path.parent.name: path.read_text() for path in REPOSITORY.glob("*/config.pbtxt")}
+    assert committed == make_configs()
+
+
 @pytest.mark.parametrize("model", ["preprocessing", *ENSEMBLES])
 def test_the_inputs_are_the_fields_of_the_table_and_all_optional(model: str) -> None:
     inputs = {tensor.name: tensor for tensor in config(model).input}
-    assert set(inputs) == {field.name for field in FIELDS}
-    for field in FIELDS:
-        datatype, dims = signature(inputs[field.name])
-        # tritonclient calls strings BYTES where a config calls them STRING.
-        assert np.dtype(triton_to_np_dtype(datatype.replace("STRING", "BYTES"))) == np.dtype(field.dtype), field.name
-        assert dims == ([-1] if field.words else [1]), field.name
-        assert inputs[field.name].optional, field.name
+    assert set(inputs) == set(BY_NAME)
+    for name, field in BY_NAME.items():
+        assert signature(inputs[name]) == (field.dtype.replace("BYTES", "STRING"), [-1] if field.many else [1]), name
+        assert inputs[name].optional, name
 
 
 @pytest.mark.parametrize("name", ENSEMBLES)
@@ -64,11 +63,11 @@ def test_both_ensembles_have_the_same_fields_and_outputs() -> None:
 
 
 def test_all_that_a_step_behind_the_streaming_model_reads_comes_out_of_it() -> None:
-    first, door, last = config("ensemble_stream").ensemble_scheduling.step
-    assert set(last.input_map.values()) <= set(door.output_map.values())
+    first, frontend, last = config("ensemble_stream").ensemble_scheduling.step
+    assert set(last.input_map.values()) <= set(frontend.output_map.values())
     assert set(last.input_map) == {tensor.name for tensor in config("postprocessing").input}
-    assert set(door.output_map) == {tensor.name for tensor in config("fastertransformer_stream").output}
-    assert set(first.input_map) == {field.name for field in FIELDS} - {"stream"}
+    assert set(frontend.output_map) == {tensor.name for tensor in config("fastertransformer_stream").output}
+    assert set(first.input_map) == set(BY_NAME) - {"stream"}
 
 
 def test_the_streaming_model_has_all_that_the_other_has() -> None:

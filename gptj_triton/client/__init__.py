@@ -1,0 +1,26 @@
+"""Asks the server for text, whole or as it comes: `Client("localhost:8000").generate("Once upon a time").text`."""
+
+from gptj_triton.client.answer import Answer
+from gptj_triton.client.client import DEFAULT_URLS, Client, host_and_port
+from gptj_triton.client.errors import (
+    ClientError,
+    ConnectionFailedError,
+    InvalidFieldError,
+    NoAnswerInTimeError,
+    ServerError,
+)
+from gptj_triton.client.request import MODEL, STREAMING_MODEL
+
+__all__ = [
+    "DEFAULT_URLS",
+    "MODEL",
+    "STREAMING_MODEL",
+    "Answer",
+    "Client",
+    "ClientError",
+    "ConnectionFailedError",
+    "InvalidFieldError",
+    "NoAnswerInTimeError",
+    "ServerError",
+    "host_and_port",
+]

@@ -1,0 +1,101 @@
+"""Triton's `generate` and `generate_stream`: JSON over HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import requests
+from urllib3.exceptions import ReadTimeoutError
+
+from gptj_triton.client.answer import Answer
+from gptj_triton.client.errors import (
+    ConnectionFailedError,
+    InvalidFieldError,
+    NoAnswerInTimeError,
+    ServerError,
+    one_line,
+    reason,
+)
+from gptj_triton.client.request import MODEL, PROMPT, STREAMING_MODEL, encoded
+
+
+class GenerateEndpoint:
+    """POST /v2/models/ensemble/generate, and /v2/models/ensemble_stream/generate_stream."""
+
+    def __init__(self, url: str, timeout: float) -> None:
+        self._url, self._timeout = url, timeout
+        self._session = requests.Session()
+
+    def close(self) -> None:
+        self._session.close()
+
+    def ask(self, prompts: list[str], fields: dict[str, Any]) -> list[Answer]:
+        with self._errors_translated():
+            response = self._post(f"{MODEL}/generate", prompts[0], fields)
+            try:
+                answer = response.json()
+            except requests.exceptions.JSONDecodeError:
+                status = str(response.status_code)
+                raise ServerError(f"HTTP {status} without JSON: {response.text[:200]!r}", status) from None
+        if "error" in answer or not response.ok:
+            raise ServerError(one_line(str(answer.get("error", answer))), str(response.status_code))
+        return [self._answer(answer)]
+
+    def stream(self, prompt: str, fields: dict[str, Any]) -> Generator[Answer, None, None]:
+        with self._errors_translated(), self._post(f"{STREAMING_MODEL}/generate_stream", prompt, fields) as response:
+            # Server-sent events, each a line `data: JSON`; leaving the block closes the connection.
+            for line in response.iter_lines():
+                if not line:
+                    continue
+                answer = self._event(line, "" if response.ok else str(response.status_code))
+                yield self._answer(answer)
+
+    def _post(self, path: str, prompt: str, fields: dict[str, Any]) -> requests.Response:
+        """The response to a request; of a stream only its head has been read."""
+        encoded(PROMPT, prompt)
+        body = {PROMPT: prompt} | fields
+        url, stream = f"http://{self._url}/v2/models/{path}", path.endswith("_stream")
+        return self._session.post(url, json=body, timeout=self._timeout, stream=stream)
+
+    @contextlib.contextmanager
+    def _errors_translated(self) -> Iterator[None]:
+        """Turns exceptions of `requests` into ours."""
+        try:
+            yield
+        except requests.exceptions.InvalidJSONError:
+            raise InvalidFieldError("JSON has no NaN and no infinity: use protocol http or grpc") from None
+        except requests.exceptions.RequestException as error:
+            # Between two pieces of a stream, requests calls it a broken connection.
+            pause = any(isinstance(cause, ReadTimeoutError) for cause in error.args)
+            if pause or isinstance(error, requests.exceptions.Timeout):
+                raise NoAnswerInTimeError(f"no answer from {self._url} in {self._timeout:g} s") from None
+            raise ConnectionFailedError(f"cannot reach {self._url}: {reason(error)}") from None
+
+    @staticmethod
+    def _event(line: bytes, status: str) -> dict[str, Any]:
+        """The answer in one line of a stream. Raises ServerError for an error, or what is no event."""
+        try:
+            answer: dict[str, Any] = json.loads(line.removeprefix(b"data:"))
+        except ValueError:
+            raise ServerError(f"no event of a stream: {line[:200]!r}", status) from None
+        if "error" in answer:
+            raise ServerError(one_line(str(answer["error"])), status)
+        return answer
+
+    @staticmethod
+    def _answer(values: dict[str, Any]) -> Answer:
+        answer = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
+        log_probs, sequences = answer["output_log_probs"], len(answer["text_output"])
+        new = len(log_probs) // sequences if sequences else 0  # the endpoint flattens [sequences, new]
+        return Answer(
+            text=answer["text_output"],
+            finish_reason=answer["finish_reason"],
+            sequence_length=answer["sequence_length"],
+            num_input_tokens=next(iter(answer["num_input_tokens"]), None),
+            num_output_tokens=answer["num_output_tokens"],
+            cum_log_probs=answer["cum_log_probs"],
+            output_log_probs=[log_probs[i * new : (i + 1) * new] for i in range(sequences)] if new else [],
+        )

@@ -1,0 +1,16 @@
+"""Writes what is made from the table of request fields: the models' configurations, the table in the reference."""
+
+from gptj_triton.project import PROJECT, REPOSITORY
+from gptj_triton.triton.configs import make_configs
+from gptj_triton.triton.reference import with_fields
+
+
+def main() -> None:
+    for name, text in make_configs().items():
+        (REPOSITORY / name / "config.pbtxt").write_text(text, encoding="utf-8")
+    reference = PROJECT / "docs" / "reference.md"
+    reference.write_text(with_fields(reference.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
