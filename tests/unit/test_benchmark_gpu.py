@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from gptj_triton.bench.plot_performance import plot
 
 from gptj_triton.bench.gpu import main
-from gptj_triton.bench.plot_performance import plot
 
 RESULT = Path(__file__).resolve().parents[2] / "docs" / "performance-h100.json"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gptj_triton.bench.comparison.results import count_equal, make_row, request_count
 from tokenizers import Tokenizer
 
 from gptj_triton.bench.comparison.command import parse_arguments
@@ -14,7 +15,6 @@ from gptj_triton.bench.comparison.cost import Cost, read_samples
 from gptj_triton.bench.comparison.load import Exchange, read_report, read_text
 from gptj_triton.bench.comparison.prompts import make_prompts
 from gptj_triton.bench.comparison.report import merge, ratios, summary
-from gptj_triton.bench.comparison.results import count_equal, make_row, request_count
 from gptj_triton.bench.perf_analyzer import PerfError
 
 COST = Cost(
