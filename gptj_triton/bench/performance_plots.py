@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from matplotlib import pyplot
+
 from gptj_triton.bench.results import Result
 from gptj_triton.plots import BLUE, GREEN, GREY, ORANGE, RED, Label, new_plot, plain_numbers, save
 
@@ -30,6 +32,13 @@ Bars = Mapping[tuple[int, int], float]  # milliseconds by batch and context
 def draw_roofline(result: Result, peak_tflops: float, target: Path) -> None:
     """Writes the PNG; `peak_tflops` is the data sheet's figure for the matrix units, in TFLOP/s."""
     figure, [axes] = new_plot()
+    labels = draw_roofline_points(result, peak_tflops, axes)
+    bandwidth = f"copy bandwidth {result['copy_bandwidth'] / 1e12:.2f} TB/s"
+    save(figure, f"{hardware(result)}\n{bandwidth}, peak {peak_tflops:g} TFLOP/s", target, labels)
+
+
+def draw_roofline_points(result: Result, peak_tflops: float, axes: pyplot.Axes) -> list[Label]:
+    """Draws the roof and the points; the labels that belong to the points."""
     bandwidth = result["copy_bandwidth"] / 1e12
     edges = [0.5, peak_tflops / bandwidth, 1e5]
     axes.plot(edges, [min(bandwidth * x, peak_tflops) for x in edges], color="black", label="roof")
@@ -44,8 +53,7 @@ def draw_roofline(result: Result, peak_tflops: float, target: Path) -> None:
         labels += [Label(name, x, y, colour) for name, x, y in zip(names, intensity, speed, strict=True)]
     plain_numbers(axes)
     axes.set(xlabel="operations a byte read (FLOP/byte)", ylabel="speed (TFLOP/s)")
-    title = f"{hardware(result)}\ncopy bandwidth {bandwidth:.2f} TB/s, peak {peak_tflops:g} TFLOP/s"
-    save(figure, title, target, labels)
+    return labels
 
 
 def draw_decode_steps(result: Result, others: Result, target: Path) -> None:
