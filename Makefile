@@ -5,6 +5,7 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+# `$(INSTALLED)` is there when what serving needs is installed, `$(INSTALLED)-NAME` when the extra NAME is too.
 INSTALLED := $(VENV)/.installed
 
 .PHONY: serve test test-gpu lint configs perf bench compare clean
@@ -14,15 +15,14 @@ serve: $(INSTALLED)
 	exec $(BIN)/python tools/serve.py $(ARGS)
 
 # Every test that needs no GPU: make test ARGS="-k lifecycle"
-test: $(INSTALLED)
+test: $(INSTALLED)-test
 	$(BIN)/python -m pytest tests/unit tests/server $(ARGS)
 
-# The kernels: on a GPU if there is one, else in the interpreter of Triton (the language), which torch for GPUs brings along.
-test-gpu: $(INSTALLED)
-	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt triton
+# The kernels: on a GPU if there is one, else in the interpreter of Triton (the language).
+test-gpu: $(INSTALLED)-test $(INSTALLED)-gpu
 	$(BIN)/python -m pytest tests/gpu $(ARGS)
 
-lint: $(INSTALLED)
+lint: $(INSTALLED)-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy gptj_triton tools tests
@@ -33,24 +33,28 @@ configs: $(INSTALLED)
 
 # A small sweep of the real perf_analyzer: answers over HTTP and gRPC, and streams; a table and a plot in build/perf.
 # Another model: make perf ARGS="--model DIR"
-perf: $(INSTALLED)
+perf: $(INSTALLED)-plots
 	$(BIN)/python tools/perf.py $(ARGS)
 
 # The same requests at once and one after another, and the cost of one; streams; the engine by itself beside transformers.
 # The options of the three differ, so they take no ARGS from here.
-bench: $(INSTALLED)
+bench: $(INSTALLED)-bench
 	$(BIN)/python tools/benchmark_concurrency.py
 	$(BIN)/python tools/benchmark_streaming.py
 	$(BIN)/python tools/benchmark_engine.py
 
 # A FastAPI service around transformers and this project's server under the same load, into build/comparison.
-compare: $(INSTALLED)
+compare: $(INSTALLED)-compare
 	$(BIN)/python tools/compare.py $(ARGS)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13) and "Python 3.10, 3.11 or 3.12 is needed: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,compare]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(INSTALLED)-%: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	touch $@
 
 clean:

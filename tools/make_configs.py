@@ -1,15 +1,15 @@
-"""Writes what is made from the table of request fields: the models' configurations, the table in the reference."""
+"""Writes what is made from code: the models' configurations, and tables of docs/reference.md."""
 
 from gptj_triton.project import PROJECT, REPOSITORY
 from gptj_triton.triton.configs import make_configs
-from gptj_triton.triton.reference import with_fields
+from gptj_triton.triton.reference import with_tables
 
 
 def main() -> None:
     for name, text in make_configs().items():
         (REPOSITORY / name / "config.pbtxt").write_text(text, encoding="utf-8")
     reference = PROJECT / "docs" / "reference.md"
-    reference.write_text(with_fields(reference.read_text(encoding="utf-8")), encoding="utf-8")
+    reference.write_text(with_tables(reference.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

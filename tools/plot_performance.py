@@ -2,7 +2,7 @@
 
 import sys
 
-from gptj_triton.bench.plot_performance import main
+from gptj_triton.bench.performance_plots import main
 
 if __name__ == "__main__":
     sys.exit(main())

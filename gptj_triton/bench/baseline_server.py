@@ -1,4 +1,4 @@
-"""The "before" of the comparison: text in, text out as people write it, with FastAPI, uvicorn and `transformers`.
+"""The baseline of the comparison: text in, text out as people write it, with FastAPI, uvicorn and `transformers`.
 
 It is what `compare.py` measures this project against, and never part of serving. It takes the JSON fields of
 `ensemble` that `transformers` has too, answers one request at a time, or with `--batch-size` those together that arrive
@@ -122,7 +122,7 @@ class Batcher:
             work = asyncio.get_running_loop().run_in_executor(self._thread, self._model.generate, list(requests))
             try:
                 answers = await work
-            except Exception as error:  # every request of the batch is told, whatever it was
+            except Exception as error:  # every request of the batch gets it, whatever it was
                 for future in filter(still_waiting, futures):
                     future.set_exception(error)
             else:

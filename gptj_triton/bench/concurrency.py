@@ -15,12 +15,15 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from gptj_triton.bench.fake_server import server_of_fakes
 from gptj_triton.bench.local_server import ServerFailedError, local_server
+from gptj_triton.bench.machine import processor
 from gptj_triton.bench.perf_inputs import shipped_prompts
+from gptj_triton.bench.results import make_result
 from gptj_triton.client import MODEL, Answer, Client, ClientError
 
 
@@ -34,7 +37,20 @@ def ask(client: Client, prompt: str, tokens: int) -> Answer:
     return client.generate(prompt, max_tokens=tokens, min_tokens=tokens)
 
 
-def measure_concurrency(clients: list[Client], prompts: list[str], tokens: int, repeats: int) -> dict[str, float]:
+@dataclass(frozen=True)
+class Measurement:
+    """Medians. `own_ms` is a request for one token to an engine that computes nothing; None where a running server was
+    named."""
+
+    sequential_s: float
+    concurrent_s: float
+    ratio: float
+    one_token_ms: float
+    two_tokens_ms: float
+    own_ms: float | None
+
+
+def measure_concurrency(clients: list[Client], prompts: list[str], tokens: int, repeats: int) -> tuple[float, float]:
     """Median seconds for all prompts, one client in turn and a client each at once. One of each is for warming up."""
 
     def in_turn() -> list[Answer]:
@@ -46,14 +62,14 @@ def measure_concurrency(clients: list[Client], prompts: list[str], tokens: int, 
     with ThreadPoolExecutor(len(clients)) as pool:
         pairs = [(seconds(in_turn), seconds(at_once)) for _ in range(1 + repeats)]
     sequential, concurrent = (median(times) for times in zip(*pairs[1:], strict=True))
-    return {"sequential_s": sequential, "concurrent_s": concurrent, "ratio": concurrent / sequential}
+    return sequential, concurrent
 
 
-def measure_one_request(client: Client, prompt: str, repeats: int) -> dict[str, float]:
+def measure_one_request(client: Client, prompt: str, repeats: int) -> tuple[float, float]:
     """Median milliseconds of a request for one token and for two. Their difference is a decode step."""
     pairs = [(seconds(ask, client, prompt, 1), seconds(ask, client, prompt, 2)) for _ in range(repeats)]
     one, two = (1000 * median(times) for times in zip(*pairs, strict=True))
-    return {"one_token_ms": one, "two_tokens_ms": two}
+    return one, two
 
 
 def measure_own_cost(prompts: list[str], requests: int) -> float:
@@ -78,17 +94,20 @@ def measure_own_cost(prompts: list[str], requests: int) -> float:
     return 1000 * median(times[warm_up:])
 
 
-def report(result: dict[str, Any]) -> str:
-    requests, tokens = result["requests"], result["max_tokens"]
-    lines = [f"{requests} requests of {tokens} tokens, median of {result['repeats']} interleaved repeats:"]
-    for words, took in (("one after another", result["sequential_s"]), ("at the same time", result["concurrent_s"])):
+def report(measurement: Measurement, options: argparse.Namespace) -> str:
+    requests, tokens = options.requests, options.max_tokens
+    lines = [f"{requests} requests of {tokens} tokens, median of {options.repeats} interleaved repeats:"]
+    for words, took in (
+        ("one after another", measurement.sequential_s),
+        ("at the same time", measurement.concurrent_s),
+    ):
         lines.append(f"  {words:<18} {took:8.3f} s {requests * tokens / took:8.1f} tokens/s")
-    lines.append(f"  ratio              {result['ratio']:8.3f}")
-    one, two = result["one_token_ms"], result["two_tokens_ms"]
+    lines.append(f"  ratio              {measurement.ratio:8.3f}")
+    one, two = measurement.one_token_ms, measurement.two_tokens_ms
     lines.append(f"one client: 1 token {one:.2f} ms, 2 tokens {two:.2f} ms, so a step {two - one:.2f} ms")
     lines.append(f"            and all else (the prompt, the ensemble, the client) {2 * one - two:.2f} ms")
-    if "own_ms" in result:
-        lines.append(f"            1 token from an engine that computes nothing {result['own_ms']:.2f} ms")
+    if measurement.own_ms is not None:
+        lines.append(f"            1 token from an engine that computes nothing {measurement.own_ms:.2f} ms")
     return "\n".join(lines)
 
 
@@ -96,7 +115,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compares requests one after another with the same requests at once.")
     # tritonclient's HTTP client belongs to the thread that made it, so it is not among these.
     parser.add_argument("--protocol", choices=["generate", "grpc"], default="generate", help="default: %(default)s")
-    parser.add_argument("--url", metavar="HOST:PORT", help="a running server's door (default: starts a server)")
+    parser.add_argument("--url", metavar="HOST:PORT", help="the endpoint of a running server (default: starts one)")
     parser.add_argument("--requests", type=int, default=16, metavar="N", help="default: %(default)s")
     parser.add_argument("--max-tokens", type=int, default=32, metavar="N", help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="default: %(default)s")
@@ -110,8 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     texts = shipped_prompts()
     prompts = [texts[i % len(texts)] for i in range(options.requests)]
-    result: dict[str, Any] = {"benchmark": "concurrency"}
-    result |= {name: getattr(options, name) for name in ("protocol", "requests", "max_tokens", "repeats")}
+    own = None
     try:
         with contextlib.ExitStack() as stack:
             url = options.url
@@ -119,13 +137,15 @@ def main(arguments: list[str] | None = None) -> int:
                 server = stack.enter_context(local_server())
                 url = server.grpc if options.protocol == "grpc" else server.http
             clients = [stack.enter_context(Client(url, options.protocol)) for _ in prompts]
-            result |= measure_concurrency(clients, prompts, options.max_tokens, options.repeats)
-            result |= measure_one_request(clients[0], prompts[0], 10 * options.repeats)
+            sequential, concurrent = measure_concurrency(clients, prompts, options.max_tokens, options.repeats)
+            one, two = measure_one_request(clients[0], prompts[0], 10 * options.repeats)
         if not options.url:
-            result["own_ms"] = measure_own_cost(texts, 40 * options.repeats)
+            own = measure_own_cost(texts, 40 * options.repeats)
     except (ClientError, ServerFailedError) as error:
         print(f"benchmark_concurrency.py: {error}", file=sys.stderr)
         return 1
-    print(report(result))
-    print(json.dumps(result))
+    measurement = Measurement(sequential, concurrent, concurrent / sequential, one, two, own)
+    print(report(measurement, options))
+    facts = {name: getattr(options, name) for name in ("protocol", "requests", "max_tokens", "repeats")}
+    print(json.dumps(make_result("concurrency", [measurement], machine=processor(), **facts)))
     return 0

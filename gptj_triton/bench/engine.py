@@ -14,6 +14,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeAlias
@@ -26,6 +27,8 @@ import torch
 from transformers import GPTJForCausalLM
 from transformers.utils import logging
 
+from gptj_triton.bench.machine import processor
+from gptj_triton.bench.results import make_result
 from gptj_triton.checkpoint.data_types import DTYPES
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.engine.config import DATA_TYPES, DEVICES, EngineConfig
@@ -115,23 +118,43 @@ def timed(generate: Generate, prompts: Tokens, new_tokens: int) -> tuple[float, 
     return time.perf_counter() - start, outputs
 
 
-def measure(contenders: dict[str, Generate], batches: list[Tokens], new_tokens: int) -> dict[str, Any]:
-    """One row of the table: median tokens/s of each contender over `batches`, of which the first one is for warming up.
+@dataclass(frozen=True)
+class Measurement:
+    """Both sides at one number of sequences. `equal_sequences` counts, of the `sequences` of all timed batches, those
+    that got the same tokens from both; `tokens` are those of a batch."""
 
-    `equal_sequences` counts, of the `sequences` of all timed batches, those of which all contenders gave the same
-    tokens; `tokens` are those of a batch.
-    """
+    concurrency: int
+    tokens: int
+    engine_tokens_per_s: float
+    transformers_tokens_per_s: float
+    ratio: float
+    equal_sequences: int
+    sequences: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.concurrency:>9} {self.engine_tokens_per_s:>10.1f} {self.transformers_tokens_per_s:>13.1f} "
+            f"{self.ratio:>7.2f}   {self.equal_sequences} of {self.sequences} sequences"
+        )
+
+
+def measure(contenders: dict[str, Generate], batches: list[Tokens], new_tokens: int) -> Measurement:
+    """The median of each contender over `batches`, of which the first one is for warming up."""
     runs = [{name: timed(contenders[name], prompts, new_tokens) for name in contenders} for prompts in batches][1:]
     answers = [list(zip(*(outputs for _, outputs in run.values()), strict=True)) for run in runs]
     tokens = {sum(map(len, outputs)) for run in runs for _, outputs in run.values()}
     assert len(tokens) == 1, f"not all runs gave the same number of tokens: {sorted(tokens)}"
-    row: dict[str, Any] = {"concurrency": len(batches[0]), "tokens": tokens.pop()}
-    for name in contenders:
-        row[f"{name}_tokens_per_s"] = row["tokens"] / median(run[name][0] for run in runs)
-    row["ratio"] = row["engine_tokens_per_s"] / row["transformers_tokens_per_s"]
-    row["equal_sequences"] = sum(all(output == given[0] for output in given) for batch in answers for given in batch)
-    row["sequences"] = sum(map(len, answers))
-    return row
+    [count] = tokens
+    engine, transformers = (count / median(run[name][0] for run in runs) for name in ("engine", "transformers"))
+    return Measurement(
+        len(batches[0]),
+        count,
+        engine,
+        transformers,
+        engine / transformers,
+        equal_sequences=sum(all(output == given[0] for output in given) for batch in answers for given in batch),
+        sequences=sum(map(len, answers)),
+    )
 
 
 def heading(options: argparse.Namespace) -> str:
@@ -140,13 +163,6 @@ def heading(options: argparse.Namespace) -> str:
         f"{options.prompt_tokens} tokens in, {options.new_tokens} out, "
         f"tokens/s in the median of {options.repeats} interleaved repeats\n"
         f"{'sequences':>9} {'engine':>10} {'transformers':>13} {'ratio':>7}   equal greedy tokens"
-    )
-
-
-def line(row: dict[str, Any]) -> str:
-    return (
-        f"{row['concurrency']:>9} {row['engine_tokens_per_s']:>10.1f} {row['transformers_tokens_per_s']:>13.1f} "
-        f"{row['ratio']:>7.2f}   {row['equal_sequences']} of {row['sequences']} sequences"
     )
 
 
@@ -188,20 +204,20 @@ def main(arguments: list[str] | None = None) -> int:
         vocab_size = ModelConfig.read(options.model).vocab_size  # says in one line what is no GPT-J
         contenders = load_contenders(options)
         print(heading(options))
-        rows = []
+        measurements = []
         for count in options.concurrency:
             batches = [
                 random_prompts(count, options.prompt_tokens, vocab_size, f"{count} sequences, repeat {repeat}")
                 for repeat in range(1 + options.repeats)
             ]
-            rows.append(measure(contenders, batches, options.new_tokens))
-            print(line(rows[-1]), flush=True)
+            measurements.append(measure(contenders, batches, options.new_tokens))
+            print(measurements[-1], flush=True)
     except (EngineError, OSError) as error:  # the latter is transformers' for files that are missing
         print(f"benchmark_engine.py: {error}", file=sys.stderr)
         return 1
-    result = {"benchmark": "engine", "model": options.model.name, "threads": torch.get_num_threads()}
-    result |= {
+    facts = {"model": options.model.name, "threads": torch.get_num_threads()}
+    facts |= {
         name: getattr(options, name) for name in ("device", "data_type", "prompt_tokens", "new_tokens", "repeats")
     }
-    print(json.dumps(result | {"rows": rows}))
+    print(json.dumps(make_result("engine", measurements, machine=processor(), **facts)))
     return 0

@@ -1,4 +1,4 @@
-"""A server whose engine computes nothing, to measure all that stands around an engine. Knows nothing of requests."""
+"""A server whose engine computes nothing, to measure all but an engine. Knows nothing of requests."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gptj_triton.bench.local_server import Addresses, local_server
+from gptj_triton.bench.local_server import LocalServer, local_server
 
 FAKE_ENGINE = Path(__file__).resolve().with_name("fake_engine.py")
 
 
 @contextlib.contextmanager
-def server_of_fakes(step_ms: float, arguments: Sequence[str] = ()) -> Iterator[Addresses]:
+def server_of_fakes(step_ms: float, arguments: Sequence[str] = ()) -> Iterator[LocalServer]:
     """Runs serve.py with `arguments` and an engine whose step takes `step_ms`. Raises ServerFailedError."""
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder, "engine")

@@ -14,17 +14,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
+from gptj_triton.bench.random_checkpoint import GPTJ_6B, write_random_checkpoint
+from gptj_triton.bench.results import Result, make_result, write_json
 from gptj_triton.checkpoint.data_types import DTYPES
-from gptj_triton.checkpoint.huggingface import views
-from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.checkpoint.tensor_table import gptj_tensors
 from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.engine import Engine
@@ -33,27 +31,14 @@ from gptj_triton.engine.sampling_params import SamplingParams
 from gptj_triton.engine.sequence import Sequence
 from gptj_triton.errors import EngineError
 
-# Twice the context of the released model, which rotary positions allow, so that 2048 tokens can follow 2048.
-GPTJ_6B = ModelConfig(
-    vocab_size=50400,
-    context_length=4096,
-    hidden_size=4096,
-    inner_size=16384,
-    num_layers=28,
-    num_heads=16,
-    rotary_dim=64,
-    layer_norm_eps=1e-5,
-    start_id=50256,
-    end_id=50256,
-)
 STEPS = [(batch, context) for context in (128, 512) for batch in (1, 8, 32, 64, 128)] + [(256, 128)]
 FIRST_TOKENS = [(1, 128), (1, 512), (1, 2048), (8, 128), (8, 512), (64, 512)]
 RUNS = [(64, 128, 128), (1024, 128, 128), (264, 2048, 128), (36, 2048, 2048), (160, 128, 2048)]  # requests, in, out
 
 
 @dataclass(frozen=True)
-class Row:
-    """One measurement. `floor` is what the copy bandwidth allows at best, in the same unit; `flops` are the operations
+class Measurement:
+    """One figure. `floor` is what the copy bandwidth allows at best, in the same unit; `flops` are the operations
     of the matrix products and attention, `bytes` what must be read at least. 0 where none is given.
     """
 
@@ -86,7 +71,7 @@ class Benchmark:
         self._attention_flops = 4 * model.num_layers * model.hidden_size  # for each token and position it sees
         self._token_bytes = 2 * model.num_layers * model.hidden_size * size
 
-    def decode_step(self, batch: int, context: int, steps: int = 32) -> Row:
+    def decode_step(self, batch: int, context: int, steps: int = 32) -> Measurement:
         """Time of a step of `batch` sequences, each with a context of `context` tokens or little more."""
         engine = self._engine
         while_prompts_are_computed = batch * context // engine.scheduler.step_tokens + 2
@@ -105,9 +90,9 @@ class Benchmark:
         flops = batch * (self._layer_flops + self._head_flops) + cached * self._attention_flops
         read = self._weight_bytes + cached * self._token_bytes
         what = f"decode step, batch {batch}, context {context}"
-        return Row(what, 1e3 * median(times), "ms", 1e3 * read / self._bandwidth, flops, read)
+        return Measurement(what, 1e3 * median(times), "ms", 1e3 * read / self._bandwidth, flops, read)
 
-    def first_token(self, batch: int, length: int) -> Row:
+    def first_token(self, batch: int, length: int) -> Measurement:
         """Time from the arrival of `batch` prompts to the first token of the last of them."""
         times = []
         for _ in range(3):
@@ -118,16 +103,16 @@ class Benchmark:
             times.append(time.perf_counter() - start)
         flops = batch * (length * self._layer_flops + self._head_flops + length**2 / 2 * self._attention_flops)
         what = f"first token, {batch} x {length} tokens"
-        return Row(what, 1e3 * median(times[1:]), "ms", flops=flops, bytes=self._weight_bytes)
+        return Measurement(what, 1e3 * median(times[1:]), "ms", flops=flops, bytes=self._weight_bytes)
 
-    def whole_run(self, requests: int, length: int, new: int) -> Row:
+    def whole_run(self, requests: int, length: int, new: int) -> Measurement:
         """Output tokens a second of requests that arrive all at once, from the first prompt to the last token."""
         sequences = self._sequences(requests, length, new)
         start = time.perf_counter()
         self._submit(sequences)
         self._drain()
         seconds = time.perf_counter() - start
-        return Row(f"whole run {length}/{new}, {requests} requests", requests * new / seconds, "tokens/s")
+        return Measurement(f"whole run {length}/{new}, {requests} requests", requests * new / seconds, "tokens/s")
 
     def _sequences(self, count: int, length: int, new: int) -> list[Sequence]:
         end_id, vocabulary = self._engine.model_config.end_id, range(self._engine.model_config.vocab_size)
@@ -141,19 +126,6 @@ class Benchmark:
     def _drain(self) -> None:
         while self._engine.busy:
             self._engine.step()
-
-
-def write_random_checkpoint(directory: Path, model: ModelConfig, data_type: str) -> None:
-    """A Hugging Face checkpoint of normally distributed weights; the seed is fixed."""
-    torch.manual_seed(0)
-    tensors: dict[str, torch.Tensor] = {}
-    for spec in gptj_tensors(model).values():
-        mean = float(spec.name.endswith("layernorm.weight"))
-        whole = torch.empty(spec.shape, dtype=DTYPES[data_type], device="cuda").normal_(mean, 0.02)
-        tensors |= {name: view.contiguous().cpu() for name, view in views(spec.name, whole).items()}
-    directory.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, directory / "model.safetensors")
-    (directory / "config.json").write_text(json.dumps(model.to_huggingface()))
 
 
 def copy_bandwidth() -> float:
@@ -171,8 +143,8 @@ def copy_bandwidth() -> float:
     return 2 * source.numel() / float(median(times[2:]))
 
 
-def measure(benchmark: Benchmark, quick: bool) -> Iterator[Row]:
-    """All rows, each as soon as it is measured; with `quick` only the smallest."""
+def measure(benchmark: Benchmark, quick: bool) -> Iterator[Measurement]:
+    """All figures, each as soon as it is measured; with `quick` only the smallest of each kind."""
     yield from (benchmark.decode_step(*step) for step in (STEPS[:1] if quick else STEPS))
     yield from (benchmark.first_token(*prompts) for prompts in (FIRST_TOKENS[:1] if quick else FIRST_TOKENS))
     yield from (benchmark.whole_run(*run) for run in (RUNS[:1] if quick else RUNS))
@@ -182,13 +154,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint (default: random weights)")
     parser.add_argument("--data-type", choices=("fp16", "bf16"), default="fp16")
-    parser.add_argument("--quick", action="store_true", help="one row of each kind")
+    parser.add_argument("--quick", action="store_true", help="one figure of each kind")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the result besides")
     return parser.parse_args(arguments)
 
 
-def run(options: argparse.Namespace, checkpoint: Path) -> Iterator[dict[str, Any]]:
-    """Print the table as it grows; gives the result so far at every row."""
+def run(options: argparse.Namespace, checkpoint: Path) -> Iterator[Result]:
+    """Prints the table as it grows; gives the result so far after each line."""
     bandwidth = copy_bandwidth()
     torch.cuda.empty_cache()  # the engine takes what is left
     if options.model is None:
@@ -198,18 +170,15 @@ def run(options: argparse.Namespace, checkpoint: Path) -> Iterator[dict[str, Any
     ready = time.perf_counter() - started
     device = torch.cuda.get_device_name()
     print(f"{device}, copy bandwidth {bandwidth / 1e12:.2f} TB/s, {options.data_type}; {engine.summary()}")
-    result: dict[str, Any] = {
-        "device": device,
-        "torch": torch.__version__,
-        "copy_bandwidth": bandwidth,
-        "data_type": options.data_type,
-        "rows": [],
-    }
-    rows = measure(Benchmark(engine, options.data_type, bandwidth), options.quick)
-    for row in itertools.chain([Row("engine ready, with the files in the system's cache", ready, "s")], rows):
-        print(row, flush=True)
-        result["rows"].append(asdict(row))
-        yield result
+    facts = {"torch": torch.__version__, "copy_bandwidth": bandwidth, "data_type": options.data_type}
+    measurements: list[Measurement] = []
+    figures = measure(Benchmark(engine, options.data_type, bandwidth), options.quick)
+    for each in itertools.chain(
+        [Measurement("engine ready, with the files in the system's cache", ready, "s")], figures
+    ):
+        print(each, flush=True)
+        measurements.append(each)
+        yield make_result("gpu", measurements, machine=device, **facts)
     engine.check_integrity()
 
 
@@ -221,8 +190,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="gptj-benchmark-") as folder:
             for result in run(options, options.model or Path(folder)):
-                if options.json:  # at every row, so that a run that is cut short has not been in vain
-                    options.json.write_text(json.dumps(result) + "\n")
+                if options.json:  # each time, so that a run that is cut short keeps what it has
+                    write_json(result, options.json)
     except EngineError as error:
         print(f"benchmark_gpu.py: {error}", file=sys.stderr)
         return 1

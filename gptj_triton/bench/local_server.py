@@ -26,7 +26,7 @@ class ServerFailedError(Exception):
 
 @dataclass(frozen=True)
 class Addresses:
-    """HOST:PORT of a server's two doors."""
+    """HOST:PORT of a server's HTTP and gRPC endpoints."""
 
     http: str
     grpc: str
@@ -34,7 +34,7 @@ class Addresses:
 
 @dataclass(frozen=True)
 class LocalServer(Addresses):
-    """The same, and the process that answers for all of that server's processes."""
+    """The same, and the process whose descendants are all of that server's processes."""
 
     pid: int
 
@@ -65,7 +65,7 @@ def running(
             stdout=subprocess.PIPE,
             bufsize=0,  # or `select` would not see a line that was read along with the one before
             stderr=log,
-            start_new_session=True,  # Ctrl-C reaches us alone; the server is told once, below
+            start_new_session=True,  # Ctrl-C reaches this process alone, which stops the server below
         )
         try:
             if not _becomes_ready(process, ready_within):

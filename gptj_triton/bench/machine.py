@@ -1,4 +1,4 @@
-"""What a benchmark says of the machine it ran on: processor, GPU, and how busy other programs kept it meanwhile."""
+"""What a benchmark says of the machine: processor, GPU, memory that processes hold, and the load of other programs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,21 +36,37 @@ def ended_seconds() -> float:
     return float(times.children_user + times.children_system)
 
 
-def tree_seconds(root: psutil.Process) -> float:
-    """Processor time of a process and of all below it that live."""
+def tree(pid: int) -> list[psutil.Process]:
+    """A process and all its descendants that live."""
+    root = psutil.Process(pid)
+    return [root, *root.children(recursive=True)]
+
+
+def tree_seconds(pid: int) -> float:
+    """Processor time of a process and its descendants that live."""
     total = 0.0
-    for process in (root, *root.children(recursive=True)):
+    for process in tree(pid):
         with contextlib.suppress(psutil.Error):
             times = process.cpu_times()
             total += times.user + times.system
     return total
 
 
+def resident_mib(processes: Iterable[psutil.Process]) -> float:
+    """Resident memory of `processes` in MiB: the proportional set size (PSS of /proc/PID/smaps_rollup), which divides a
+    shared page among the processes that share it, so that a sum counts no page twice."""
+    total = 0
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            total += process.memory_full_info().pss
+    return total / (1 << 20)
+
+
 def foreign_seconds() -> float:
     """Processor time that the machine has spent on anything but this program and what it started."""
     machine = psutil.cpu_times()
     total = float(machine.user + machine.nice + machine.system + machine.irq + machine.softirq)
-    return total - tree_seconds(psutil.Process()) - ended_seconds()
+    return total - tree_seconds(os.getpid()) - ended_seconds()
 
 
 @dataclass

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import dataclasses
 import json
 import sys
 import tempfile
@@ -18,14 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptj_triton.bench.local_server import Addresses, ServerFailedError, local_server
+from gptj_triton.bench.machine import processor
 from gptj_triton.bench.perf_analyzer import PerfAnalyzer, PerfError, find_perf_analyzer
 from gptj_triton.bench.perf_inputs import INPUTS
-from gptj_triton.bench.perf_plot import plot
+from gptj_triton.bench.perf_plot import draw
+from gptj_triton.bench.results import Result, make_result, write_csv
 from gptj_triton.client import MODEL, STREAMING_MODEL, Client, ClientError, host_and_port
 
 OUTPUT = Path("build/perf")
-# What perf_analyzer is told for each way in; a stream's latency is until its last response.
-WAYS = {
+# Arguments of perf_analyzer for each protocol; a stream's latency is until its last response.
+PROTOCOLS = {
     "http": ["-m", MODEL, "-i", "http"],
     "grpc": ["-m", MODEL, "-i", "grpc"],
     "stream": ["-m", STREAMING_MODEL, "-i", "grpc", "--streaming", "--async"],
@@ -36,7 +37,7 @@ LOADED_WITHIN = 900.0  # seconds, for weights of some gigabytes
 
 @dataclass(frozen=True)
 class Measurement:
-    """What perf_analyzer saw at one concurrency; `protocol` is one of WAYS."""
+    """What perf_analyzer saw at one concurrency; `protocol` is one of PROTOCOLS."""
 
     protocol: str
     concurrency: int
@@ -68,7 +69,7 @@ def measure(
         # What makes three windows the whole run: any three are called stable.
         windows = ["--max-trials=3", "--stability-percentage=999", "--measurement-mode=count_windows"]
         windows += [f"--measurement-request-count={requests}", "--measurement-interval=1000"]
-        target = [*WAYS[protocol], "-u", url, f"--input-data={INPUTS}"]
+        target = [*PROTOCOLS[protocol], "-u", url, f"--input-data={INPUTS}"]
         analyzer.run([*target, *windows, f"--concurrency-range={concurrency}", "-f", str(report)], timeout)
         row = next(csv.DictReader(report.read_text().splitlines()), None)
     if row is None:
@@ -81,38 +82,45 @@ def measure(
 
 def sweep(analyzer: PerfAnalyzer, server: Addresses, options: argparse.Namespace) -> Iterator[Measurement]:
     urls = {"http": server.http, "grpc": server.grpc, "stream": server.grpc}
-    for protocol in ("http", "grpc"):  # the first answer may pay for warming up; a broken server is told here in a line
+    for protocol in (
+        "http",
+        "grpc",
+    ):  # the first answer may pay for warming up; a broken server is reported here in a line
         with Client(urls[protocol], protocol, options.timeout) as client:
             client.generate("Once upon a time", max_tokens=2)
     for concurrency in options.concurrency:
-        for protocol in WAYS:
+        for protocol in PROTOCOLS:
             requests = concurrency * options.requests_per_client
             yield measure(analyzer, protocol, urls[protocol], concurrency, requests, options.timeout)
 
 
-def write(results: list[Measurement], title: str, directory: Path) -> list[Path]:
-    """Write `perf.csv`, a row a measurement, and `perf.png` into `directory`, made where absent; returns both."""
-    directory.mkdir(parents=True, exist_ok=True)
+def write(result: Result, title: str, directory: Path) -> list[Path]:
+    """Writes `perf.csv`, a line for each measurement, and `perf.png` into `directory`; returns both."""
     table, picture = directory / "perf.csv", directory / "perf.png"
-    with table.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Measurement)])
-        writer.writeheader()
-        writer.writerows(dataclasses.asdict(each) for each in results)
+    write_csv(result, table)
     lines = {
-        name: [(each.concurrency, each.p50_ms, each.requests_per_second) for each in results if each.protocol == way]
-        for way, name in NAMES.items()
+        name: [
+            (each["concurrency"], each["p50_ms"], each["requests_per_second"])
+            for each in result["measurements"]
+            if each["protocol"] == protocol
+        ]
+        for protocol, name in NAMES.items()
     }
-    plot(title, lines, picture)
+    draw(title, lines, picture)
     return [table, picture]
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Measures answers, over HTTP and gRPC, and streams with perf_analyzer.",
-        epilog="Further options of serve.py may stand behind --; they are for the server that this starts.",
+        epilog="Further options of serve.py may follow after --; they are for the server that this starts.",
     )
-    parser.add_argument("--url", metavar="HOST:PORT", help="a running server's HTTP door (default: starts a server)")
-    parser.add_argument("--grpc-url", metavar="HOST:PORT", default="localhost:8001", help="with --url: its gRPC door")
+    parser.add_argument(
+        "--url", metavar="HOST:PORT", help="the HTTP endpoint of a running server (default: starts one)"
+    )
+    parser.add_argument(
+        "--grpc-url", metavar="HOST:PORT", default="localhost:8001", help="with --url: its gRPC endpoint"
+    )
     parser.add_argument(
         "--model", metavar="DIR_OR_HUB_ID", help="what serve.py is to serve (default: the embedded storyteller)"
     )
@@ -132,7 +140,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.model:
         options.serve_arguments = ["--model", options.model, *options.serve_arguments]
     if options.url and options.serve_arguments:
-        parser.error("--url names a running server; --model and what stands behind -- are for one that this starts")
+        parser.error("--url names a running server; --model and what follows -- are for one that this starts")
     if options.quick:
         options.concurrency, options.requests_per_client = [1, 16], 1
     return options
@@ -149,15 +157,16 @@ def main(arguments: list[str] | None = None) -> int:
                 server = stack.enter_context(local_server(options.serve_arguments, LOADED_WITHIN))
             title = options.url or options.model or "storyteller, the embedded model"
             print(HEADING)
-            results = []
-            for result in sweep(analyzer, server, options):
-                results.append(result)
-                print(result, flush=True)
+            measurements: list[Measurement] = []
+            for measurement in sweep(analyzer, server, options):
+                measurements.append(measurement)
+                print(measurement, flush=True)
                 # Each time, so that a sweep that is cut short keeps what it has.
-                written = write(results, title, options.output)
+                result = make_result("perf_analyzer", measurements, machine=processor())
+                written = write(result, title, options.output)
     except (PerfError, ServerFailedError, ClientError, OSError) as error:
         print(f"perf.py: {error}", file=sys.stderr)
         return 1
     print("written:", *written)
-    print(json.dumps({"benchmark": "perf_analyzer", "results": [dataclasses.asdict(result) for result in results]}))
+    print(json.dumps(result))
     return 0

@@ -1,7 +1,7 @@
 """Triton's own perf_analyzer, found and made to run. Knows neither models nor what is measured.
 
-The program comes with the package tritonclient. The two libraries that it misses on most systems lie in the package
-nvidia-pytriton under other names, and are lent to it from there.
+The program comes with the package tritonclient. The two libraries that most systems lack are in the package
+nvidia-pytriton under other names, and are linked from there.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def find_perf_analyzer(search_path: str | None = None) -> Iterator[PerfAnalyzer]
 
 
 def lent_libraries() -> dict[str, Path]:
-    """Those of `LENT_LIBRARIES` that nvidia-pytriton holds, by the name perf_analyzer asks for."""
+    """The libraries of `LENT_LIBRARIES` that nvidia-pytriton holds, by the name perf_analyzer asks for."""
     try:
         files = importlib.metadata.files("nvidia-pytriton") or []
     except importlib.metadata.PackageNotFoundError:

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from gptj_triton.project import BACKEND, EMBEDDED_MODEL, REPOSITORY
+from gptj_triton.project import BACKEND, EMBEDDED_MODEL, REPOSITORY, require_checkout
 from gptj_triton.serving.checkpoint import ModelRequest, find_checkpoint
 from gptj_triton.serving.errors import ServeError
 from gptj_triton.serving.installation import Stage, find_triton, stage_backends
@@ -89,6 +89,7 @@ def choose_overrides(options: Options, folder: Path) -> Overrides:
 def backend_of(options: Options) -> Path:
     """The directory of the backend `fastertransformer`: this project's, or NVIDIA's where that is asked for."""
     if options.backend_directory is None:
+        require_checkout()
         return BACKEND
     nvidia = options.backend_directory / "fastertransformer"
     if not nvidia.is_dir():
@@ -108,6 +109,7 @@ def server_command(options: Options, models: Path, stage: Stage) -> list[str]:
 
 def print_command(options: Options) -> None:
     """Stages the backends where they can stay, and prints what serves the committed repository with them."""
+    require_checkout()
     stage = stage_backends(Path(sys.prefix) / "share" / "gptj-triton", find_triton(), BACKEND)
     command = [*server_command(options, REPOSITORY, stage), *options.server_arguments]
     print(*stage.shell_exports, shlex.join(command), sep="\n")

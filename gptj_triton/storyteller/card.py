@@ -1,4 +1,4 @@
-"""The model card and the loss curve that `train_storyteller.py` writes beside the weights.
+"""The model card that `train_storyteller.py` writes beside the weights.
 
 Every figure in the card is handed in or measured here; this file knows nothing of how the model is trained.
 """
@@ -8,17 +8,15 @@ from __future__ import annotations
 import os
 import platform
 import textwrap
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import exp, log
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 from transformers import GPTJForCausalLM, PreTrainedTokenizerFast
 
-matplotlib.use("Agg")
-from matplotlib import pyplot
+from gptj_triton.storyteller.curve import Curve
 
 GUTENBERG = (
     "11, 16, 55, 113, 236, 289, 503, 540, 640, 641, 1597, 2435, 2591, 2781, 3027, 3282, 3454, 5615, 6746, 7277, 7439, "
@@ -37,30 +35,6 @@ PROMPTS = (
     "Deep in the forest stood a tree",
     "When the King heard this",
 )
-
-
-@dataclass
-class Curve:
-    """Losses in nats a token, one point an epoch; `held_out` is that of the averaged weights."""
-
-    steps_an_epoch: int
-    steps: list[int] = field(default_factory=list)
-    training: list[float] = field(default_factory=list)
-    held_out: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def add(self, step: int, training: float, held_out: float) -> None:
-        self.steps.append(step)
-        self.training.append(training)
-        self.held_out.append(held_out)
-
-    @property
-    def best(self) -> int:
-        return self.held_out.index(min(self.held_out))
-
-    @property
-    def since_best(self) -> int:
-        return len(self.held_out) - 1 - self.best
 
 
 @dataclass(frozen=True)
@@ -86,20 +60,6 @@ def hardware_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"one {torch.cuda.get_device_name(device)}"
     return f"{os.cpu_count()} CPU cores ({platform.machine()})"
-
-
-def plot_losses(curve: Curve, path: Path) -> None:
-    """Write the loss curve as a PNG."""
-    epochs = [step / curve.steps_an_epoch for step in curve.steps]
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot(epochs, curve.training, label="training, with dropout, mean of the epoch")
-    axes.plot(epochs, curve.held_out, label="held out, averaged weights")
-    axes.plot(epochs[curve.best], curve.held_out[curve.best], "o", label=f"kept: {curve.held_out[curve.best]:.3f}")
-    axes.set(xlabel="passes over the training text (epochs)", ylabel="loss (nats per token)")
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def samples(model: GPTJForCausalLM, tokenizer: PreTrainedTokenizerFast, new_tokens: int) -> list[str]:

@@ -1,18 +1,16 @@
-"""The table of request fields in docs/reference.md, made from the one in fields.py and written by `make configs`."""
+"""Makes the tables of docs/reference.md from code, for `make configs`: request fields and metrics."""
 
 from __future__ import annotations
 
+from gptj_triton.engine.metrics import METRICS, PREFIX
 from gptj_triton.fields import BY_NAME, Field
 
-BEGIN, END = "<!-- fields: begin -->\n", "<!-- fields: end -->\n"
 TYPES = {"BYTES": "string", "INT32": "int32", "UINT64": "uint64", "FP32": "float", "BOOL": "bool"}
 
 
-def with_fields(document: str) -> str:
-    """`document` with the table of today between its markers."""
-    before, rest = document.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}{fields_table()}{END}{after}"
+def with_tables(document: str) -> str:
+    """`document` with the tables of today between their markers, `<!-- NAME: begin -->` and `<!-- NAME: end -->`."""
+    return _between("metrics", metrics_table(), _between("fields", fields_table(), document))
 
 
 def fields_table() -> str:
@@ -23,6 +21,20 @@ def fields_table() -> str:
         for name, field in BY_NAME.items()
     ]
     return "\n".join(rows) + "\n"
+
+
+def metrics_table() -> str:
+    """A row for each metric of the engine, in Markdown."""
+    rows = ["| metric | kind | meaning |", "| --- | --- | --- |"]
+    rows += [f"| `{PREFIX}{name}` | {metric.kind} | {metric.help} |" for name, metric in METRICS.items()]
+    return "\n".join(rows) + "\n"
+
+
+def _between(name: str, table: str, document: str) -> str:
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+    before, rest = document.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}{table}{end}{after}"
 
 
 def _type(field: Field) -> str:

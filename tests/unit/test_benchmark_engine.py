@@ -41,22 +41,22 @@ def result(checkpoint: Path) -> dict[str, Any]:
     return last
 
 
-def test_a_quick_run_says_what_was_measured_and_has_a_row_for_each_concurrency(result: dict[str, Any]) -> None:
+def test_a_quick_run_says_what_was_measured_and_has_a_measurement_for_each_concurrency(result: dict[str, Any]) -> None:
     assert (result["benchmark"], result["model"]) == ("engine", "tiny")
     assert (result["device"], result["data_type"], result["repeats"]) == ("cpu", "fp32", 1)
-    assert [row["concurrency"] for row in result["rows"]] == [1, 4]
-    for row in result["rows"]:
+    assert [row["concurrency"] for row in result["measurements"]] == [1, 4]
+    for row in result["measurements"]:
         ours, theirs = row["engine_tokens_per_s"], row["transformers_tokens_per_s"]
         assert min(ours, theirs) > 0
         assert row["ratio"] == pytest.approx(ours / theirs)
 
 
 def test_every_sequence_gets_all_its_tokens_though_the_model_wants_to_end(result: dict[str, Any]) -> None:
-    assert [row["tokens"] for row in result["rows"]] == [count * result["new_tokens"] for count in (1, 4)]
+    assert [row["tokens"] for row in result["measurements"]] == [count * result["new_tokens"] for count in (1, 4)]
 
 
 def test_both_sides_give_the_same_greedy_tokens(result: dict[str, Any]) -> None:
-    assert [(row["equal_sequences"], row["sequences"]) for row in result["rows"]] == [(1, 1), (4, 4)]
+    assert [(row["equal_sequences"], row["sequences"]) for row in result["measurements"]] == [(1, 1), (4, 4)]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from gptj_triton.engine.sampling_params import SamplingParams
 from gptj_triton.fields import BY_NAME, BY_TENSOR, FIELDS, Field
 from gptj_triton.project import PROJECT
-from gptj_triton.triton.reference import with_fields
+from gptj_triton.triton.reference import with_tables
 
 
 def test_every_name_and_every_tensor_is_there_once() -> None:
@@ -57,6 +57,6 @@ def test_a_range_is_said_in_words() -> None:
     assert Field(name="seed", dtype="UINT64", help="").range() == ""
 
 
-def test_the_reference_has_the_table_of_today() -> None:
+def test_the_reference_has_the_tables_of_today() -> None:
     reference = (PROJECT / "docs" / "reference.md").read_text()
-    assert with_fields(reference) == reference
+    assert with_tables(reference) == reference

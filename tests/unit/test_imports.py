@@ -17,7 +17,7 @@ PACKAGE = PROJECT / "gptj_triton"
 ORDER = (
     *("errors", "pidfd", "project", "fields"),
     *("checkpoint", "text", "engine", "process", "triton", "serving", "client"),
-    *("storyteller", "bench"),
+    *("plots", "storyteller", "bench"),
 )
 FILES = sorted(PACKAGE.rglob("*.py"))
 

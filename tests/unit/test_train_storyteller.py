@@ -14,6 +14,8 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptj_triton.storyteller import train as train_storyteller
+from gptj_triton.storyteller.corpus import END_OF_TEXT, hold_out, read_corpus
+from gptj_triton.storyteller.training import use_fused_attention
 
 TINY = [
     *("--context", "128", "--width", "16", "--layers", "1", "--heads", "2", "--rotary-dim", "4"),
@@ -79,8 +81,8 @@ def test_the_card_reports_the_losses_and_ten_samples(checkpoint: Path) -> None:
 
 
 def test_the_held_out_tenth_is_disjoint_and_spread_over_the_books(corpus: Path) -> None:
-    paragraphs = train_storyteller.read_corpus(corpus)
-    training, held_out = train_storyteller.hold_out(paragraphs, seed=0)
+    paragraphs = read_corpus(corpus)
+    training, held_out = hold_out(paragraphs, seed=0)
     third = len(paragraphs) // 3
     assert sorted(training + held_out) == sorted(paragraphs)
     assert 0.05 < sum(map(len, held_out)) / sum(map(len, paragraphs)) < 0.15
@@ -88,15 +90,15 @@ def test_the_held_out_tenth_is_disjoint_and_spread_over_the_books(corpus: Path) 
 
 
 def test_a_tale_ends_where_the_next_one_opens(corpus: Path) -> None:
-    paragraphs = train_storyteller.read_corpus(corpus)
-    assert sum(text.endswith(train_storyteller.END_OF_TEXT) for text in paragraphs) == 30
+    paragraphs = read_corpus(corpus)
+    assert sum(text.endswith(END_OF_TEXT) for text in paragraphs) == 30
 
 
 def test_the_fused_attention_of_training_is_gptj_s_own(checkpoint: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     ids = torch.arange(40).reshape(2, 20)
     expected = model(ids).logits
-    train_storyteller.use_fused_attention(model)
+    use_fused_attention(model)
     torch.testing.assert_close(model(ids).logits, expected)
 
 

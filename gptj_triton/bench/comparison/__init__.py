@@ -1,2 +1,2 @@
-"""The parts of compare.py: prompts, systems, load, cost, results, report, plots. Imports run in the order
-systems, prompts, load, cost → results; report → plots; both → compare.py, never back."""
+"""The parts of compare.py. Imports run in the order systems, prompts, load, cost → measurement → comparison; report →
+plots; both → command."""

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TypeVar
 
-import psutil
-
-from gptj_triton.bench.machine import OtherPrograms, ended_seconds, tree_seconds
+from gptj_triton.bench.machine import OtherPrograms, ended_seconds, resident_mib, tree, tree_seconds
 
 # Each second, of the first GPU.
 WATCH_GPU = ("nvidia-smi", "-i=0", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits", "-l=1")
@@ -28,34 +26,25 @@ class Cost:
     cpu_seconds: float
     generator_cpu_seconds: float
     other_cores: float  # that other programs used meanwhile
-    memory_mib: float  # resident at the end; pages that processes share count once
+    memory_mib: float  # resident at the end
     gpu_load_percent: float | None
     gpu_memory_mib: float | None  # at the most
 
 
 def measure_cost(pid: int, work: Callable[[], T]) -> tuple[T, Cost]:
     """What `work` returned, and what it cost the server `pid`. `work` starts the generator, and waits for its end."""
-    server = psutil.Process(pid)
     with gpu_samples() as samples:
-        others, ended, used = OtherPrograms(), ended_seconds(), tree_seconds(server)
+        others, ended, used = OtherPrograms(), ended_seconds(), tree_seconds(pid)
         result = work()
-        used, ended, other_cores = tree_seconds(server) - used, ended_seconds() - ended, others.cores()
+        used, ended, other_cores = tree_seconds(pid) - used, ended_seconds() - ended, others.cores()
     return result, Cost(
         used,
         ended,
         other_cores,
-        resident_mib(server),
+        resident_mib(tree(pid)),
         fmean(load for load, _ in samples) if samples else None,
         max(memory for _, memory in samples) if samples else None,
     )
-
-
-def resident_mib(root: psutil.Process) -> float:
-    total = 0
-    for process in (root, *root.children(recursive=True)):
-        with contextlib.suppress(psutil.Error):
-            total += process.memory_full_info().pss
-    return total / (1 << 20)
 
 
 @contextlib.contextmanager

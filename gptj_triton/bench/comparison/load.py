@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gptj_triton.bench.events import EventReader
 from gptj_triton.bench.perf_analyzer import PerfAnalyzer, PerfError
 
 
@@ -61,8 +62,8 @@ def read_report(report: str) -> list[Exchange]:
 
 def read_text(answer: str) -> str:
     """The text of an answer, one JSON object or several as server-sent events."""
-    events = [event.removeprefix("data: ") for event in answer.split("\n\n") if event.strip()]
-    parts = [json.loads(event) for event in events]
+    streamed = answer.startswith("data:")
+    parts = EventReader().feed(answer.encode()) if streamed else [json.loads(answer)] if answer else []
     errors = [part for part in parts if "text_output" not in part]
     if errors or not parts:
         raise PerfError(f"an answer without a text: {errors[0] if errors else 'nothing'}")

@@ -1,10 +1,12 @@
-"""What is compared: how each system is started, and the doors that it answers at. Does not know how it is measured."""
+"""What is compared: the name of each system, how it is started, and its endpoints. Does not know how it is measured."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +14,10 @@ from gptj_triton.bench.local_server import free_ports, local_server, running
 from gptj_triton.client import MODEL, STREAMING_MODEL
 from gptj_triton.engine.config import cpu_settings
 
-BASELINE = Path(__file__).resolve().parents[1] / "baseline_server.py"
+BASELINE_SERVER = Path(__file__).resolve().parents[1] / "baseline_server.py"
 READY_SECONDS = 300.0  # for a model of many gigabytes
-BEFORE, BATCHED, AFTER, STREAMED = "before", "before, batched", "after", "after, streamed"
+BASELINE, BATCHED, THIS, STREAMED = "FastAPI + transformers", "the same, batched", "this", "this, streamed"
+NAMES = (BASELINE, BATCHED, THIS, STREAMED)
 BATCH_SIZE = 64
 
 
@@ -37,35 +40,47 @@ class Setting:
 
 @dataclass(frozen=True)
 class Running:
-    """A server that is ready: its process, and the URL of each of its doors by the system's name."""
+    """A server that is ready: its process, and the URL of each endpoint by the system's name."""
 
     pid: int
-    doors: dict[str, str]
+    endpoints: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Server:
+    """One server, and the systems of the comparison that are its endpoints. `at_once` is how many requests it computes
+    together, sys.maxsize where there is no
+    limit for a comparison; `start` runs it until the block ends, and raises ServerFailedError."""
+
+    names: tuple[str, ...]
+    at_once: int
+    start: Callable[[], contextlib.AbstractContextManager[Running]]
+
+
+def servers(setting: Setting) -> tuple[Server, ...]:
+    """All of them. One is started after another has ended, so that each has the machine for itself."""
+    return (
+        Server((BASELINE,), 1, functools.partial(start_baseline, setting, BASELINE, 1)),
+        Server((BATCHED,), BATCH_SIZE, functools.partial(start_baseline, setting, BATCHED, BATCH_SIZE)),
+        Server((THIS, STREAMED), sys.maxsize, functools.partial(start_this, setting)),
+    )
 
 
 @contextlib.contextmanager
-def start_baseline(setting: Setting, name: str) -> Iterator[Running]:
+def start_baseline(setting: Setting, name: str, batch_size: int) -> Iterator[Running]:
     """The baseline, with as many threads as the engine has. Raises ServerFailedError."""
     [port] = free_ports(1)
-    command = [setting.baseline_python, str(BASELINE), *setting.arguments, f"--port={port}"]
-    if name == BATCHED:
-        command.append(f"--batch-size={BATCH_SIZE}")
-    with running(BASELINE.name, command, READY_SECONDS, cpu_settings() | os.environ) as pid:
+    options = [*setting.arguments, f"--port={port}", f"--batch-size={batch_size}"]
+    command = [setting.baseline_python, str(BASELINE_SERVER), *options]
+    with running(BASELINE_SERVER.name, command, READY_SECONDS, cpu_settings() | os.environ) as pid:
         yield Running(pid, {name: f"http://127.0.0.1:{port}/generate"})
 
 
 @contextlib.contextmanager
-def start_ensembles(setting: Setting) -> Iterator[Running]:
+def start_this(setting: Setting) -> Iterator[Running]:
     """This project's server. Raises ServerFailedError."""
     arguments = [*setting.arguments, *([f"--engine-python={setting.engine_python}"] if setting.engine_python else [])]
     with local_server(arguments, READY_SECONDS) as server:
         models = f"http://{server.http}/v2/models"
-        doors = {AFTER: f"{models}/{MODEL}/generate", STREAMED: f"{models}/{STREAMING_MODEL}/generate_stream"}
-        yield Running(server.pid, doors)
-
-
-def in_turn(setting: Setting) -> Iterator[contextlib.AbstractContextManager[Running]]:
-    """Each system once, to be entered and left before the next, so that one has the machine for itself."""
-    yield start_baseline(setting, BEFORE)
-    yield start_baseline(setting, BATCHED)
-    yield start_ensembles(setting)
+        endpoints = {THIS: f"{models}/{MODEL}/generate", STREAMED: f"{models}/{STREAMING_MODEL}/generate_stream"}
+        yield Running(server.pid, endpoints)

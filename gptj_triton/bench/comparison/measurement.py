@@ -1,21 +1,19 @@
-"""What was measured, as rows: times of requests become rates and percentiles. Knows neither servers nor files."""
+"""Measurements: times of requests become rates and percentiles. Knows neither servers nor files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from gptj_triton.bench.comparison.cost import Cost
 from gptj_triton.bench.comparison.load import Exchange
+from gptj_triton.bench.percentiles import Times, percentiles
 
-PERCENTILES = (50, 90, 99)
-Times = tuple[float, float, float]  # PERCENTILES in milliseconds
+ROUNDS = 3  # a measurement has at least: one round alone is as slow as the last request to come
 
 
 @dataclass(frozen=True)
-class Row:
+class Measurement:
     """One system at one number of clients. Times of a system that does not stream have its whole answer as the first
     token."""
 
@@ -35,10 +33,12 @@ class Row:
     gpu_memory_mib: float | None
 
 
-def make_row(system: str, clients: int, exchanges: Sequence[Exchange], output_tokens: int, cost: Cost) -> Row:
+def make_measurement(
+    system: str, clients: int, exchanges: Sequence[Exchange], output_tokens: int, cost: Cost
+) -> Measurement:
     """From the first request to the last answer; every answer has `output_tokens` tokens."""
     seconds = max(each.last for each in exchanges) - min(each.sent for each in exchanges)
-    return Row(
+    return Measurement(
         system,
         clients,
         len(exchanges),
@@ -56,19 +56,24 @@ def make_row(system: str, clients: int, exchanges: Sequence[Exchange], output_to
     )
 
 
-def percentiles(seconds: Sequence[float]) -> Times:
-    p50, p90, p99 = 1000 * np.percentile(seconds, PERCENTILES)
-    return float(p50), float(p90), float(p99)
-
-
 def count_equal(texts: Mapping[str, str], others: Mapping[str, str]) -> tuple[int, int]:
     """How many prompts have the same text on both sides, and how many were answered on both."""
     common = texts.keys() & others.keys()
     return sum(texts[prompt] == others[prompt] for prompt in common), len(common)
 
 
-def request_count(clients: int, each: int, fewest: int, rate: float, seconds: float) -> int:
-    """How many requests a measurement has: `each` a client and `fewest` at least, but no more than `rate` requests a
-    second make in `seconds`, and yet one a client."""
-    wanted = max(clients * each, fewest)
-    return max(clients, min(wanted, int(rate * seconds)))
+def fewest_requests(clients: int, at_once: int) -> int:
+    """What a measurement needs: ROUNDS full rounds of the requests that the server computes together, one a client."""
+    return max(clients, ROUNDS * min(clients, at_once))
+
+
+def least_seconds(clients: int, at_once: int, alone: float) -> float:
+    """How long `fewest_requests` take at best, where one request alone takes `alone` seconds: a round of several is no
+    faster."""
+    return fewest_requests(clients, at_once) / min(clients, at_once) * alone
+
+
+def request_count(wanted: int, fewest: int, rate: float, seconds: float) -> int:
+    """How many requests a measurement has: `wanted`, but no more than `rate` requests a second make in `seconds`, and
+    yet `fewest`."""
+    return max(fewest, min(wanted, int(rate * seconds)))
