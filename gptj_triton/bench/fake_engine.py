@@ -12,6 +12,7 @@ import sys
 import time
 from collections import deque
 
+from gptj_triton.checkpoint.files import find_checkpoint_files
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.engine import Engine
@@ -34,7 +35,8 @@ class FakeEngine(Engine):
         self.model = ModelConfig.read(config.checkpoint, config.context_length)
         self.limits = Limits(self.model.vocab_size, self.model.context_length, True, NUM_PAGES, PAGE_SIZE, NUM_PAGES)
         self.scheduler = Scheduler(PagePool(NUM_PAGES, PAGE_SIZE), config.step_tokens, NUM_PAGES)
-        self._token_bytes = load_token_bytes(config.tokenizer, self.model.vocab_size)
+        tokenizer = find_checkpoint_files(config.tokenizer).find("tokenizer.json")
+        self._token_bytes = load_token_bytes(tokenizer, self.model.vocab_size)
         self._searches = {}
         self._launched = deque()
         self._step_seconds = step_seconds

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable
 
+from gptj_triton.checkpoint.files import find_checkpoint_files
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.engine.beam import BeamSearch
 from gptj_triton.engine.config import EngineConfig
@@ -23,7 +24,8 @@ class Engine:
         """Load the checkpoint; ConfigError when that cannot be done."""
         config = config.for_device(is_gpu=choose_device(config.device).type == "cuda")
         self.model = ModelConfig.read(config.checkpoint, config.context_length)
-        self._token_bytes = load_token_bytes(config.tokenizer, self.model.vocab_size)
+        tokenizer = find_checkpoint_files(config.tokenizer).find("tokenizer.json")
+        self._token_bytes = load_token_bytes(tokenizer, self.model.vocab_size)
         self._runner = make_runner(config, self.model)
         pool = self._runner.pool
         self.limits = Limits(

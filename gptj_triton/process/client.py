@@ -14,7 +14,6 @@ import itertools
 import logging
 import os
 import subprocess
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,7 +27,8 @@ from gptj_triton.engine.sampling_params import SamplingParams
 from gptj_triton.errors import ConfigError, UnavailableError
 from gptj_triton.pidfd import open_pidfd
 from gptj_triton.process import messages
-from gptj_triton.process.directory import remove_if_empty
+from gptj_triton.process.cancel_handle import make_handle
+from gptj_triton.process.directory import remove_if_empty, server_directory
 
 Answer: TypeAlias = messages.Finished | messages.Refused
 OnAnswer: TypeAlias = Callable[[Answer], None]
@@ -45,7 +45,7 @@ log = logging.getLogger("gptj_triton")
 def engine_directory(config: EngineConfig, server_pid: int) -> Path:
     """Where the engine of one server and one configuration has its sockets."""
     digest = hashlib.sha256(config.to_json().encode()).hexdigest()[:12]
-    return Path(tempfile.gettempdir()) / f"gptj-engine-{server_pid}" / digest
+    return server_directory(server_pid) / digest
 
 
 class EngineClient:
@@ -113,9 +113,8 @@ class EngineClient:
         return number
 
     def cancel_handle(self, number: int) -> bytes:
-        """What lets anybody cancel a request: a ZeroMQ endpoint, a newline, and the message to push there."""
-        cancel = self._encoder.encode(messages.Cancel(self._name, number))
-        return f"{self._engine_address}\n".encode() + cancel
+        """What lets other processes of this server cancel a request."""
+        return make_handle(self._directory, messages.Cancel(self._name, number))
 
     def cancel(self, number: int) -> None:
         """End a request early; its answer has finish reason "cancelled". Nothing happens if it has ended."""

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from pathlib import Path
+
+
+def server_directory(server_pid: int) -> Path:
+    """Where the engines of one server have their directories, one a configuration."""
+    return Path(tempfile.gettempdir()) / f"gptj-engine-{server_pid}"
 
 
 def remove_if_empty(directory: Path) -> None:
