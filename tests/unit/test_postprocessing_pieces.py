@@ -200,7 +200,9 @@ def test_a_stop_word_that_is_complete_ends_the_text_whatever_follows(
     assert detokenizer.piece(ids, 0, 0, end, stop_words, "length").text == "xa"
 
 
-def test_the_prompt_comes_once_with_the_first_new_token(detokenizer: Detokenizer, tokenizer: Tokenizer, end: int) -> None:
+def test_the_prompt_comes_once_with_the_first_new_token(
+    detokenizer: Detokenizer, tokenizer: Tokenizer, end: int
+) -> None:
     prompt, new = tokenizer.encode("Once upon").ids, [id_of(tokenizer, letter) for letter in "ab"]
     length = len(prompt)
     asked = detokenizer.prompt_bytes(prompt).decode()
@@ -209,7 +211,9 @@ def test_the_prompt_comes_once_with_the_first_new_token(detokenizer: Detokenizer
     assert pieces(detokenizer, prompt, [length], length, end, [], with_prompt=True) == ["", asked]
 
 
-def test_a_reason_is_given_once_and_is_that_of_the_whole(detokenizer: Detokenizer, tokenizer: Tokenizer, end: int) -> None:
+def test_a_reason_is_given_once_and_is_that_of_the_whole(
+    detokenizer: Detokenizer, tokenizer: Tokenizer, end: int
+) -> None:
     ids = [*tokenizer.encode("one. two").ids, end]
     reasons = [detokenizer.piece(ids[:k], 0, k - 1, end).finish_reason for k in range(1, len(ids) + 1)]
     assert set(reasons) == {""}

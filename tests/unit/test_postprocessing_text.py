@@ -49,7 +49,9 @@ def plain(text: str) -> bool:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=TEXTS)
-def test_decoding_gives_back_the_bytes_that_were_encoded(detokenizer: Detokenizer, tokenizer: Tokenizer, text: str) -> None:
+def test_decoding_gives_back_the_bytes_that_were_encoded(
+    detokenizer: Detokenizer, tokenizer: Tokenizer, text: str
+) -> None:
     assert detokenizer.prompt_bytes(tokenizer.encode(text).ids) == text.encode()
 
 
@@ -84,14 +86,18 @@ def test_only_the_new_text_is_returned_unless_asked(detokenizer: Detokenizer, to
     assert finish(detokenizer, [*prompt, *new], len(prompt), END, with_prompt=True).text == PROMPT + " there was"
 
 
-def test_the_prompt_comes_back_as_it_was_sent_special_tokens_included(detokenizer: Detokenizer, tokenizer: Tokenizer) -> None:
+def test_the_prompt_comes_back_as_it_was_sent_special_tokens_included(
+    detokenizer: Detokenizer, tokenizer: Tokenizer
+) -> None:
     text = "one<|endoftext|>two"
     prompt, new = tokenizer.encode(text).ids, tokenizer.encode("!").ids
     assert finish(detokenizer, [*prompt, *new], len(prompt), END, with_prompt=True).text == text + "!"
 
 
 @pytest.mark.parametrize("padding", [0, 1, 5])
-def test_the_end_id_and_what_pads_behind_it_are_dropped(detokenizer: Detokenizer, tokenizer: Tokenizer, padding: int) -> None:
+def test_the_end_id_and_what_pads_behind_it_are_dropped(
+    detokenizer: Detokenizer, tokenizer: Tokenizer, padding: int
+) -> None:
     new = tokenizer.encode("The end").ids
     finished = finish(detokenizer, [*new, END, *[END] * padding], 0, END)
     assert (finished.text, finished.finish_reason, finished.num_output_tokens) == ("The end", "stop", len(new) + 1)
@@ -147,7 +153,9 @@ def test_a_stop_word_cuts_the_new_text_behind_a_whole_prompt(detokenizer: Detoke
     assert finish(detokenizer, [*prompt, *new], len(prompt), END, [b"was"], with_prompt=True).text == PROMPT + " there "
 
 
-def test_a_stop_word_in_the_prompt_or_across_its_end_cuts_nothing(detokenizer: Detokenizer, tokenizer: Tokenizer) -> None:
+def test_a_stop_word_in_the_prompt_or_across_its_end_cuts_nothing(
+    detokenizer: Detokenizer, tokenizer: Tokenizer
+) -> None:
     prompt, new = tokenizer.encode(PROMPT).ids, tokenizer.encode(" there was").ids
     stop_words = [b"upon", b"time there"]
     finished = finish(detokenizer, [*prompt, *new], len(prompt), END, stop_words, with_prompt=True)

@@ -18,13 +18,13 @@ from typing import Any
 
 import psutil
 import pytest
-import zmq
 
 from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.sampling_params import SamplingParams
 from gptj_triton.errors import ConfigError, UnavailableError
 from gptj_triton.process.client import Answer, EngineClient, engine_directory
 from gptj_triton.process.messages import Finished, NewTokens, Refused
+from gptj_triton.triton.cancel_reports import CancelReports
 
 LONG = SamplingParams(request_output_len=900, end_id=256, min_length=900)
 SHORT = SamplingParams(request_output_len=5, end_id=256, min_length=5)
@@ -218,21 +218,19 @@ def test_a_timeout_ends_requests_that_run_and_that_wait_with_what_they_have(
 
 
 def test_a_request_is_cancelled_by_whoever_has_its_handle_and_the_load_is_told(
-    open_door: Callable[..., EngineClient], mailbox: Mailbox
+    server: Server, open_door: Callable[..., EngineClient], mailbox: Mailbox
 ) -> None:
     door, other = open_door("first"), open_door("second")
     number = door.submit([1, 2], LONG, mailbox.answers.put)
     for each in (door, other):
         wait_until(lambda each=each: each.load.running == 1 and each.load.used_pages > 0, "no load")  # type: ignore[misc]
-    address, _, message = door.cancel_handle(number).partition(b"\n")
-    with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
-        socket.connect(address.decode())
-        socket.send(message)
-        socket.close(linger=1000)
+    reports = CancelReports(server_directory(server))
+    assert reports.send([door.cancel_handle(number)]) == set()
     answer = mailbox.take()
     assert isinstance(answer, Finished) and answer.results[0].finish_reason == "cancelled"
     for each in (door, other):
         wait_until(lambda each=each: each.load.running == each.load.used_pages == 0, "no idle load")  # type: ignore[misc]
+    reports.close()
 
 
 def test_a_killed_engine_answers_each_request_once_with_an_error_and_a_new_one_serves(
