@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable
 from functools import partial
 
+from gptj_triton.checkpoint.files import find_checkpoint_files
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.engine import Engine
@@ -62,7 +63,8 @@ class FakeRunner:
 def load_fake_engine(step_seconds: float, config: EngineConfig) -> Engine:
     """An engine on the runner above, for the vocabulary and the context of a checkpoint."""
     model_config = ModelConfig.read(config.checkpoint, config.context_length)
-    token_bytes = load_token_bytes(config.tokenizer, model_config.vocab_size)
+    tokenizer = find_checkpoint_files(config.tokenizer).find("tokenizer.json")
+    token_bytes = load_token_bytes(tokenizer, model_config.vocab_size)
     return Engine(FakeRunner(step_seconds), model_config, token_bytes, STEP_TOKENS, max_sequences=NUM_PAGES)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from gptj_triton.checkpoint.files import find_checkpoint_files
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.device import choose_device
@@ -38,7 +39,8 @@ def assemble(config: EngineConfig, model_config: ModelConfig, model: Model, samp
     The model is closed when this fails.
     """
     try:
-        token_bytes = load_token_bytes(config.tokenizer, model_config.vocab_size)
+        tokenizer = find_checkpoint_files(config.tokenizer).find("tokenizer.json")
+        token_bytes = load_token_bytes(tokenizer, model_config.vocab_size)
         num_pages = count_pages(config, model, model_config.context_length)
         model.allocate(num_pages)
     except BaseException:

@@ -5,10 +5,13 @@ A request of a user becomes one sequence for each row and each returned sequence
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
+from gptj_triton.engine.bad_words import BadWords, compile_bad_words
 from gptj_triton.engine.sampling_params import SamplingParams
+from gptj_triton.text.stop_sequences import StopSequences, StopState, compile_stop_strings, compile_stop_words
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,20 @@ class Sequence:
     in_flight: int = 0
     group: list[Sequence] = field(default_factory=list)
     top_p: float = 1.0
-    tail: bytes = b""
     finish_reason: str | None = None
+    _bad_words: BadWords = field(init=False, repr=False)
+    _stop_words: StopSequences[tuple[int, ...]] = field(init=False, repr=False)
+    _stop_strings: StopSequences[bytes] = field(init=False, repr=False)
+    _stop_word_state: StopState = field(init=False, repr=False)
+    _stop_string_state: StopState = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.top_p = self.params.top_p
         self.group = [self]
+        self._bad_words = compile_bad_words(self.params.bad_words_list)
+        self._stop_words = compile_stop_words(self.params.stop_words_list)
+        self._stop_strings = compile_stop_strings(self.params.stop_strings)
+        self._stop_word_state, self._stop_string_state = self._stop_words.start, self._stop_strings.start
 
     @property
     def num_known(self) -> int:
@@ -76,8 +87,10 @@ class Sequence:
 
     def copy(self) -> Sequence:
         """The same tokens in a sequence of its own, without pages."""
-        twin = Sequence(self.key, self.prompt, self.params, self.output[:], self.log_probs[:])
-        twin.page_keys, twin.top_p, twin.tail = self.page_keys[:], self.top_p, self.tail
+        twin = copy.copy(self)  # shares its compiled word lists
+        twin.output, twin.log_probs, twin.page_keys = self.output[:], self.log_probs[:], self.page_keys[:]
+        twin.pages, twin.num_cached, twin.num_shared, twin.in_flight = [], 0, 0, 0
+        twin.group = [twin]
         return twin
 
     def tokens(self, start: int, stop: int) -> list[int]:
@@ -98,32 +111,27 @@ class Sequence:
         self.top_p = (
             params.top_p if reset else max(self.top_p * params.top_p_decay, min(params.top_p_min, params.top_p))
         )
-        if token == params.end_id or self._ends_with_stop_word() or self._completes_stop_string(token, token_bytes):
+        stops = token == params.end_id or self._completes_stop_word(token)
+        if stops or self._completes_stop_string(token, token_bytes):
             self.finish_reason = "stop"
         elif len(self.output) >= params.request_output_len:
             self.finish_reason = "length"
 
     def banned_tokens(self) -> list[int]:
-        """Ids that may not come next: the end of a bad word of which all but that stands there, the end id before
-        min_length.
-        """
-        banned = []
-        for word in self.params.bad_words_list:
-            head = len(word) - 1
-            if head == 0 or tuple(self.tokens(self.num_tokens - head, self.num_tokens)) == word[:-1]:
-                banned.append(word[-1])
+        """Ids that may not come next: those that complete a bad word, and before `min_length` the end id."""
+        banned = self._bad_words.banned(lambda count: self.tokens(self.num_tokens - count, self.num_tokens))
         if len(self.output) < self.params.min_length:
             banned.append(self.params.end_id)
         return banned
 
-    def _ends_with_stop_word(self) -> bool:
-        return any(tuple(self.output[-len(word) :]) == word for word in self.params.stop_words_list)
+    def _completes_stop_word(self, token: int) -> bool:
+        if not self.params.stop_words_list:
+            return False
+        self._stop_word_state, _ = self._stop_words.feed(self._stop_word_state, (token,))
+        return self._stop_word_state.complete > 0
 
     def _completes_stop_string(self, token: int, token_bytes: list[bytes]) -> bool:
-        stops = self.params.stop_strings
-        if not stops:
+        if not self.params.stop_strings:
             return False
-        window = self.tail + token_bytes[token]
-        keep = max(map(len, stops)) - 1
-        self.tail = window[-keep:] if keep else b""
-        return any(stop in window for stop in stops)
+        self._stop_string_state, _ = self._stop_strings.feed(self._stop_string_state, token_bytes[token])
+        return self._stop_string_state.complete > 0

@@ -27,6 +27,7 @@ from gptj_triton.engine.sampling_params import SamplingParams
 from gptj_triton.errors import ConfigError, UnavailableError
 from gptj_triton.pidfd import open_pidfd, process_has_ended
 from gptj_triton.process import messages
+from gptj_triton.process.cancel_handle import make_handle
 from gptj_triton.process.directory import EngineDirectory
 
 Answer: TypeAlias = messages.Finished | messages.Refused
@@ -109,9 +110,8 @@ class EngineClient:
         return number
 
     def cancel_handle(self, number: int) -> bytes:
-        """What lets anybody cancel a request: a ZeroMQ endpoint, a newline, and the message to push there."""
-        cancel = self._encoder.encode(messages.Cancel(self._name, number))
-        return f"{self._directory.engine_address}\n".encode() + cancel
+        """What lets other processes of this server cancel a request."""
+        return make_handle(self._directory.path.name, messages.Cancel(self._name, number))
 
     def cancel(self, number: int) -> None:
         """End a request early; its answer has finish reason "cancelled". Nothing happens if it has ended."""

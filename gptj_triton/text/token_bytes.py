@@ -3,10 +3,63 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
-from gptj_triton.checkpoint.files import find_checkpoint_files
 from gptj_triton.errors import ConfigError
+
+
+class NotByteLevelError(ValueError):
+    """The tokens of a `tokenizer.json` do not stand for fixed bytes."""
+
+
+@dataclass(frozen=True)
+class TokenBytes:
+    """The bytes of every token, by its id: `spelt_out` for prompts, `new` for generated text, where special tokens
+    stand for none. Ids without a token stand for no bytes.
+    """
+
+    spelt_out: list[bytes]
+    new: list[bytes]
+
+    @classmethod
+    def read(cls, path: Path) -> TokenBytes:
+        """Read a `tokenizer.json`; raises ConfigError when it is not JSON, NotByteLevelError when not byte-level."""
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"{path} is not JSON: {error}") from None
+        decoder = (raw.get("decoder") or {}).get("type")
+        if decoder != "ByteLevel":
+            raise NotByteLevelError(f"{path}: the decoder is {decoder}; it must be ByteLevel, as GPT-J's is")
+        vocabulary: dict[str, int] = raw["model"]["vocab"]
+        added = raw.get("added_tokens", [])
+        alphabet = byte_alphabet()
+        spelt_out = [b""] * (1 + max([*vocabulary.values(), *(token["id"] for token in added)], default=-1))
+        for text, token_id in vocabulary.items():
+            spelt_out[token_id] = _bytes_of(text, alphabet)
+        for token in added:
+            spelt_out[token["id"]] = token["content"].encode()
+        new = spelt_out.copy()
+        for token in added:
+            if token["special"]:
+                new[token["id"]] = b""
+        return cls(spelt_out, new)
+
+
+def load_token_bytes(tokenizer: Path | None, vocab_size: int) -> list[bytes]:
+    """Bytes of every id below `vocab_size` in generated text.
+
+    Returns an empty list when there is no `tokenizer.json`, or one that is not byte-level: stop strings are then
+    refused.
+    """
+    if tokenizer is None:
+        return []
+    try:
+        known = TokenBytes.read(tokenizer).new[:vocab_size]
+    except NotByteLevelError:
+        return []
+    return known + [b""] * (vocab_size - len(known))
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -20,33 +73,7 @@ def byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
 
 
-def load_token_bytes(checkpoint: Path, vocab_size: int) -> list[bytes]:
-    """Bytes of every id below `vocab_size`; special tokens and ids without a token stand for no bytes.
-
-    Returns an empty list when the checkpoint has no `tokenizer.json`, or one that is not byte-level: stop strings are
-    then refused.
-    """
-    path = find_checkpoint_files(checkpoint).find("tokenizer.json")
-    if path is None:
-        return []
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from None
-    if not _is_byte_level(raw.get("decoder")):
-        return []
-    alphabet = byte_alphabet()
-    table = [b""] * vocab_size
-    for text, token in raw["model"]["vocab"].items():
-        if token < vocab_size:
-            known = all(character in alphabet for character in text)
-            # A token that is not written in the alphabet means its own letters, as for the decoder of `tokenizers`.
-            table[token] = bytes(alphabet[character] for character in text) if known else text.encode()
-    for added in raw.get("added_tokens", []):
-        if added["id"] < vocab_size:
-            table[added["id"]] = b"" if added["special"] else added["content"].encode()
-    return table
-
-
-def _is_byte_level(decoder: dict[str, object] | None) -> bool:
-    return decoder is not None and decoder.get("type") == "ByteLevel"
+def _bytes_of(text: str, alphabet: dict[str, int]) -> bytes:
+    """The bytes behind a token; one that is not written in the alphabet means itself, as for `tokenizers`."""
+    known = all(character in alphabet for character in text)
+    return bytes(alphabet[character] for character in text) if known else text.encode()

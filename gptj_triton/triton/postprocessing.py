@@ -1,8 +1,9 @@
 """The postprocessing step of the ensembles: FasterTransformer's output tensors to text.
 
-Only the seam to Triton; decoding stands in token_text.py. Knows nothing of the engine, and also serves a backend that
-returns FasterTransformer's outputs alone. A response of a stream brings `previous_length`; nothing is remembered
-between the responses of a stream, but one instance must get them in their order for the client to.
+Only the seam to Triton; the text is made in text/detokenizer.py. Knows nothing of the engine but how to ask it to
+cancel a request, and also serves a backend that returns FasterTransformer's outputs alone. A response of a stream
+brings `previous_length`; nothing is remembered between the responses of a stream, but they must come to one instance in
+their order, so that the client gets them so.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-from gptj_triton.text import token_text
-from gptj_triton.triton import cancel_reports
+from gptj_triton.process.directory import server_directory
+from gptj_triton.text.detokenizer import Detokenizer
+from gptj_triton.triton.cancel_reports import CancelReports
+from gptj_triton.triton.stubs import own_server_pid
 
 KEPT_TENSORS = 64  # they stay in memory that is shared with Triton
 
@@ -29,16 +32,16 @@ class TritonPythonModel:
         """Load the tokenizer; `args` as Triton's Python backend gives them."""
         parameters = json.loads(args["model_config"])["parameters"]
         repository = Path(args["model_repository"]).parent
-        self.decoder = token_text.TokenText.load(repository / parameters["tokenizer_dir"]["string_value"])
+        self.detokenizer = Detokenizer.load(repository / parameters["tokenizer_dir"]["string_value"])
         self.tensors_kept: dict[tuple[Any, ...], Any] = {}
-        self.reports = cancel_reports.CancelReports()
+        self.reports = CancelReports(server_directory(own_server_pid()))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response for each request."""
         return [self.answer(request) for request in requests]
 
     def finalize(self) -> None:
-        """Close the connections to those that were told of clients that left, and give Triton's memory back."""
+        """Close the connections to engines, and give Triton's memory back."""
         self.reports.close()
         self.tensors_kept.clear()
 
@@ -72,13 +75,14 @@ class TritonPythonModel:
         end_ids = inputs["end_id"].ravel().tolist()
         previous = inputs["previous_length"].tolist() if "previous_length" in inputs else None
         given = inputs["finish_reason"].tolist() if "finish_reason" in inputs else None
+        stop_words = inputs["stop_words"].tolist() if "stop_words" in inputs else [[]] * rows
         pieces = [
-            self.decoder.piece(
+            self.detokenizer.piece(
                 ids=inputs["output_ids"][row, sequence, : lengths[row][sequence]],
                 prompt_length=prompt_lengths[row],
                 previous_length=previous[row][sequence] if previous else prompt_lengths[row],
                 end_id=end_ids[row],
-                stop_words=inputs["stop_words"][row].tolist() if "stop_words" in inputs else (),
+                stop_words=stop_words[row],
                 reason=given[row][sequence].decode() if given else "length",
                 with_prompt="exclude_input_in_output" in inputs and not inputs["exclude_input_in_output"][row, 0],
             )

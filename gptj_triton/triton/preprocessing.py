@@ -1,6 +1,6 @@
 """The preprocessing step of the ensemble: the text and fields of a request to FasterTransformer's tensors.
 
-Only the seam to Triton: request_fields.py checks the fields, prompt_tokens.py makes tokens, token_tensors.py lays them
+Only the seam to Triton: request_fields.py checks the fields, tokenizer.py makes tokens, token_tensors.py lays them
 out. Knows nothing of the engine.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import DTypeLike, NDArray
 
-from gptj_triton.text import prompt_tokens
+from gptj_triton.text import tokenizer
 from gptj_triton.triton import request_fields, token_tensors
 
 KEPT_TENSORS = 256  # they stay in memory that is shared with Triton
@@ -28,7 +28,7 @@ class TritonPythonModel:
         """Load the tokenizer; `args` as Triton's Python backend gives them."""
         parameters = json.loads(args["model_config"])["parameters"]
         repository = Path(args["model_repository"]).parent
-        self.prompts = prompt_tokens.PromptTokens.load(repository / parameters["tokenizer_dir"]["string_value"])
+        self.prompts = tokenizer.PromptTokenizer.load(repository / parameters["tokenizer_dir"]["string_value"])
         self.limits = request_fields.PromptLimits(
             self.prompts.context_length, self.prompts.vocab_size, self.prompts.longest_token
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ import pytest
 import tritonclient.http
 import zmq
 from tokenizers import Tokenizer
+
+from gptj_triton.process.cancel_handle import make_handle
+from gptj_triton.process.messages import Cancel
 
 CHECKPOINT = Path(__file__).parents[2] / "model_repository" / "fastertransformer" / "1" / "storyteller"
 PROMPTS = ["Once upon a time", "The wolf"]
@@ -89,13 +94,25 @@ def test_pieces_of_several_rows_and_sequences_are_their_whole_texts(
     assert last == whole and whole["num_output_tokens"] == now.tolist()
 
 
-@pytest.mark.parametrize("address", ["ipc://{folder}/engine.sock", "nonsense", ""])
+@pytest.fixture
+def engine(server: Any) -> Iterator[Path]:
+    """The directory of a second engine of the server, in which something else listens in the engine's place."""
+    directory = server.temporary / f"gptj-engine-{server.tritonserver.pid}" / "0123456789ab"
+    directory.mkdir()
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.mark.parametrize("handle", [None, b"ipc://{folder}/engine.sock\ncancel", b"nonsense", b""])
 def test_a_handle_of_a_client_that_waits_is_not_used(
-    postprocessing: Postprocessing, tmp_path: Path, address: str
+    postprocessing: Postprocessing, engine: Path, handle: bytes | None
 ) -> None:
-    handle = f"{address.format(folder=tmp_path)}\ncancel".encode()
+    """None stands for the handle of a request of that engine."""
+    if handle is None:
+        handle = make_handle(engine, Cancel("frontend", 0))
     with zmq.Context() as context, context.socket(zmq.PULL) as inbox:
-        inbox.bind(f"ipc://{tmp_path}/engine.sock")
+        inbox.bind(f"ipc://{engine}/engine.sock")
+        handle = handle.replace(b"{folder}", str(engine).encode())
         handles = np.full((2, 2), handle, dtype=np.object_)
         answer = postprocessing.ask(postprocessing.all, postprocessing.all, cancel_handle=handles)
         assert answer["finish_reason"] == [[b"length", b"length"], [b"stop", b"stop"]]

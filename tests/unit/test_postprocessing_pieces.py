@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from gptj_triton.project import EMBEDDED_MODEL
-from gptj_triton.text.token_text import TokenText, without_cut_character
+from gptj_triton.text.detokenizer import Detokenizer, without_cut_character
 
 NASTY = {
     "emoji joined by ZWJ": "👩‍👩‍👧‍👦 🏴‍☠️ 👍🏽🇩🇪",
@@ -70,8 +70,8 @@ def tokenizer(checkpoint: Path) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def decoder(checkpoint: Path) -> TokenText:
-    return TokenText.load(checkpoint)
+def detokenizer(checkpoint: Path) -> Detokenizer:
+    return Detokenizer.load(checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +85,10 @@ def id_of(tokenizer: Tokenizer, token: str) -> int:
     return int(found)
 
 
-def whole_text(decoder: TokenText, new: Sequence[int], end: int, stop_words: Sequence[bytes]) -> str:
+def whole_text(detokenizer: Detokenizer, new: Sequence[int], end: int, stop_words: Sequence[bytes]) -> str:
     """The text of new tokens, byte after byte: it ends when a stop word is complete."""
     data = b""
-    for byte in decoder.new_bytes(new[: new.index(end)] if end in new else new):
+    for byte in detokenizer.new_bytes(new[: new.index(end)] if end in new else new):
         data += bytes([byte])
         if complete := [word for word in stop_words if data.endswith(word)]:
             data = data[: -max(map(len, complete))]
@@ -96,8 +96,19 @@ def whole_text(decoder: TokenText, new: Sequence[int], end: int, stop_words: Seq
     return without_cut_character(data)
 
 
+def num_until_stop(detokenizer: Detokenizer, new: Sequence[int], end: int, stop_words: Sequence[bytes]) -> int:
+    """After how many new tokens an engine ends a sequence because of a stop word: no response that goes on has more."""
+    for count in range(1, len(new) + 1):
+        data = detokenizer.new_bytes(new[:count])
+        if end in new[:count]:
+            break
+        if any(word in data for word in stop_words):
+            return count
+    return len(new)
+
+
 def pieces(
-    decoder: TokenText,
+    detokenizer: Detokenizer,
     ids: Sequence[int],
     cuts: Sequence[int],
     prompt_length: int,
@@ -110,7 +121,7 @@ def pieces(
     found = []
     for number, (previous, length) in enumerate(pairwise(lengths)):
         reason = "length" if number == len(cuts) else ""
-        piece = decoder.piece(ids[:length], prompt_length, previous, end, stop_words, reason, with_prompt)
+        piece = detokenizer.piece(ids[:length], prompt_length, previous, end, stop_words, reason, with_prompt)
         assert bool(piece.finish_reason) == bool(reason)
         found.append(piece.text)
     return found
@@ -119,98 +130,106 @@ def pieces(
 @pytest.mark.parametrize("stop_words", STOP_WORDS, ids=repr)
 @pytest.mark.parametrize("text", NASTY.values(), ids=NASTY)
 def test_pieces_cut_at_any_two_positions_are_the_whole_text(
-    decoder: TokenText, tokenizer: Tokenizer, end: int, text: str, stop_words: list[bytes]
+    detokenizer: Detokenizer, tokenizer: Tokenizer, end: int, text: str, stop_words: list[bytes]
 ) -> None:
-    """A piece depends on where it begins and ends alone, so any two positions are any way of cutting."""
+    """A piece depends on where it begins and ends alone, so any two positions are any way of cutting.
+
+    Tokens behind a stop word come with those that complete it, or in the response after that, but not later.
+    """
     ids = [*tokenizer.encode(text).ids, end, end]
-    whole = whole_text(decoder, ids, end, stop_words)
-    assert decoder.finish(ids, 0, end, stop_words).text == whole
-    shown = [decoder.piece(ids[:length], 0, 0, end, stop_words).text for length in range(len(ids) + 1)]
+    whole = whole_text(detokenizer, ids, end, stop_words)
+    assert detokenizer.piece(ids, 0, 0, end, stop_words, "length").text == whole
+    shown = [detokenizer.piece(ids[:length], 0, 0, end, stop_words).text for length in range(len(ids) + 1)]
     assert "\ufffd" not in whole
     assert all(whole.startswith(text) for text in shown)
-    for first in range(len(ids) + 1):
-        rest = decoder.piece(ids, 0, first, end, stop_words, "length")
+    for first in range(num_until_stop(detokenizer, ids, end, stop_words) + 1):
+        rest = detokenizer.piece(ids, 0, first, end, stop_words, "length")
         assert shown[first] + rest.text == whole
         for second in range(first, len(ids) + 1):
-            assert shown[first] + decoder.piece(ids[:second], 0, first, end, stop_words).text == shown[second]
+            assert shown[first] + detokenizer.piece(ids[:second], 0, first, end, stop_words).text == shown[second]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
 def test_pieces_of_any_tokens_are_the_whole_text(
-    decoder: TokenText, tokenizer: Tokenizer, end: int, data: st.DataObject
+    detokenizer: Detokenizer, tokenizer: Tokenizer, end: int, data: st.DataObject
 ) -> None:
     """Also where tokens go on behind a stop word or the end id, bytes are no UTF-8, the prompt ends in a character."""
     texts = st.text(max_size=12) | st.sampled_from(list(NASTY.values()))
     encoded = texts.map(lambda text: [int(index) for index in tokenizer.encode(text).ids])
     some_ids = encoded | st.lists(st.integers(0, tokenizer.get_vocab_size() + 3), max_size=12)
     prompt, new = data.draw(some_ids), data.draw(st.lists(some_ids, max_size=3).map(lambda lists: [*chain(*lists)]))
-    raw = decoder.new_bytes(new)
+    raw = detokenizer.new_bytes(new)
     places = st.tuples(st.integers(0, len(raw)), st.integers(1, 6))
     cut_out = places.map(lambda place: raw[place[0] : place[0] + place[1]])
     stop_words = data.draw(st.lists((cut_out | st.binary(min_size=1, max_size=3)).filter(bool), max_size=3))
-    cuts = data.draw(st.lists(st.integers(len(prompt), len(prompt) + len(new)), max_size=6))
+    last_cut = len(prompt) + num_until_stop(detokenizer, new, end, stop_words)
+    cuts = data.draw(st.lists(st.integers(len(prompt), last_cut), max_size=6))
     with_prompt = data.draw(st.booleans())
     ids = [*prompt, *new]
-    whole = decoder.finish(ids, len(prompt), end, stop_words, with_prompt=with_prompt).text
+    whole = detokenizer.piece(ids, len(prompt), len(prompt), end, stop_words, "length", with_prompt).text
     if not with_prompt:
-        assert whole == whole_text(decoder, new, end, stop_words)
-    assert "".join(pieces(decoder, ids, cuts, len(prompt), end, stop_words, with_prompt)) == whole
+        assert whole == whole_text(detokenizer, new, end, stop_words)
+    assert "".join(pieces(detokenizer, ids, cuts, len(prompt), end, stop_words, with_prompt)) == whole
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(text=st.text(), data=st.data())
 def test_what_is_whole_is_shown_at_once(
-    decoder: TokenText, tokenizer: Tokenizer, end: int, text: str, data: st.DataObject
+    detokenizer: Detokenizer, tokenizer: Tokenizer, end: int, text: str, data: st.DataObject
 ) -> None:
     ids = tokenizer.encode(text).ids
     kept = data.draw(st.integers(0, len(ids)))
-    shown = decoder.piece(ids[:kept], 0, 0, end, [b"\xff\xff"]).text
-    assert shown == without_cut_character(decoder.new_bytes(ids[:kept]))
+    shown = detokenizer.piece(ids[:kept], 0, 0, end, [b"\xff\xff"]).text
+    assert shown == without_cut_character(detokenizer.new_bytes(ids[:kept]))
 
 
-def test_only_what_may_become_a_stop_word_waits(decoder: TokenText, tokenizer: Tokenizer, end: int) -> None:
+def test_only_what_may_become_a_stop_word_waits(detokenizer: Detokenizer, tokenizer: Tokenizer, end: int) -> None:
     ids = [id_of(tokenizer, letter) for letter in "aaabc"]
-    shown = [decoder.piece(ids[:length], 0, 0, end, [b"aabd"]).text for length in range(1, 6)]
+    shown = [detokenizer.piece(ids[:length], 0, 0, end, [b"aabd"]).text for length in range(1, 6)]
     assert shown == ["", "", "a", "a", "aaabc"]
-    assert decoder.piece(ids[:4], 0, 3, end, [b"aabd"], "length").text == "aab"
+    assert detokenizer.piece(ids[:4], 0, 3, end, [b"aabd"], "length").text == "aab"
 
 
 def test_a_stop_word_that_is_complete_ends_the_text_whatever_follows(
-    decoder: TokenText, tokenizer: Tokenizer, end: int
+    detokenizer: Detokenizer, tokenizer: Tokenizer, end: int
 ) -> None:
     ids = [id_of(tokenizer, letter) for letter in "xabcd"]
     stop_words = [b"abcd", b"bc"]
-    assert pieces(decoder, ids, [1, 2, 3, 4], 0, end, stop_words) == ["x", "", "", "a", ""]
-    assert decoder.finish(ids, 0, end, stop_words).text == "xa"
+    assert pieces(detokenizer, ids, [1, 2, 3, 4], 0, end, stop_words) == ["x", "", "", "a", ""]
+    assert detokenizer.piece(ids, 0, 0, end, stop_words, "length").text == "xa"
 
 
-def test_the_prompt_comes_once_with_the_first_new_token(decoder: TokenText, tokenizer: Tokenizer, end: int) -> None:
+def test_the_prompt_comes_once_with_the_first_new_token(
+    detokenizer: Detokenizer, tokenizer: Tokenizer, end: int
+) -> None:
     prompt, new = tokenizer.encode("Once upon").ids, [id_of(tokenizer, letter) for letter in "ab"]
     length = len(prompt)
-    asked = decoder.prompt_bytes(prompt).decode()
+    asked = detokenizer.prompt_bytes(prompt).decode()
     cuts = [length, length, length + 1]
-    assert pieces(decoder, [*prompt, *new], cuts, length, end, [], with_prompt=True) == ["", "", asked + "a", "b"]
-    assert pieces(decoder, prompt, [length], length, end, [], with_prompt=True) == ["", asked]
+    assert pieces(detokenizer, [*prompt, *new], cuts, length, end, [], with_prompt=True) == ["", "", asked + "a", "b"]
+    assert pieces(detokenizer, prompt, [length], length, end, [], with_prompt=True) == ["", asked]
 
 
-def test_a_reason_is_given_once_and_is_that_of_the_whole(decoder: TokenText, tokenizer: Tokenizer, end: int) -> None:
+def test_a_reason_is_given_once_and_is_that_of_the_whole(
+    detokenizer: Detokenizer, tokenizer: Tokenizer, end: int
+) -> None:
     ids = [*tokenizer.encode("one. two").ids, end]
-    reasons = [decoder.piece(ids[:k], 0, k - 1, end).finish_reason for k in range(1, len(ids) + 1)]
+    reasons = [detokenizer.piece(ids[:k], 0, k - 1, end).finish_reason for k in range(1, len(ids) + 1)]
     assert set(reasons) == {""}
-    assert decoder.piece(ids, 0, 1, end, (), "length").finish_reason == "stop"
-    assert decoder.piece(ids[:-1], 0, 1, end, (b".",), "timeout").finish_reason == "stop"
-    assert decoder.piece(ids[:-1], 0, 1, end, (), "timeout").finish_reason == "timeout"
+    assert detokenizer.piece(ids, 0, 1, end, (), "length").finish_reason == "stop"
+    assert detokenizer.piece(ids[:-1], 0, 1, end, (b".",), "timeout").finish_reason == "stop"
+    assert detokenizer.piece(ids[:-1], 0, 1, end, (), "timeout").finish_reason == "timeout"
 
 
-def test_all_tokens_so_far_are_counted(decoder: TokenText, tokenizer: Tokenizer, end: int) -> None:
+def test_all_tokens_so_far_are_counted(detokenizer: Detokenizer, tokenizer: Tokenizer, end: int) -> None:
     prompt, new = tokenizer.encode("Once").ids, tokenizer.encode("one. two").ids
     ids = [*prompt, *new, end, end]
-    assert decoder.piece(ids, len(prompt), len(ids) - 3, end, (), "stop").num_output_tokens == len(new) + 1
+    assert detokenizer.piece(ids, len(prompt), len(ids) - 3, end, (), "stop").num_output_tokens == len(new) + 1
 
 
 def test_letters_outside_the_alphabet_mean_themselves(tmp_path: Path) -> None:
     tokenizer = Tokenizer(models.BPE(vocab={"a": 0, "€": 1, "<unk>": 2}, merges=[]))
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    assert TokenText.load(tmp_path).new_bytes([0, 1, 2]).decode() == "a€<unk>"
+    assert Detokenizer.load(tmp_path).new_bytes([0, 1, 2]).decode() == "a€<unk>"

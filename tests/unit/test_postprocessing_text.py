@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from gptj_triton.text.token_text import TokenText, without_cut_character
+from gptj_triton.text.detokenizer import Detokenizer, Piece, without_cut_character
 
 END = 299
 PROMPT = "Once upon a time"
@@ -26,8 +26,21 @@ def tokenizer(toy_checkpoint: Path) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def decoder(toy_checkpoint: Path) -> TokenText:
-    return TokenText.load(toy_checkpoint)
+def detokenizer(toy_checkpoint: Path) -> Detokenizer:
+    return Detokenizer.load(toy_checkpoint)
+
+
+def finish(
+    detokenizer: Detokenizer,
+    ids: list[int],
+    prompt_length: int,
+    end_id: int,
+    stop_words: list[bytes] | tuple[()] = (),
+    reason: str | None = None,
+    with_prompt: bool = False,
+) -> Piece:
+    """All of a sequence in one response; `reason`: the engine's finish reason, None where it gives none."""
+    return detokenizer.piece(ids, prompt_length, prompt_length, end_id, stop_words, reason or "length", with_prompt)
 
 
 def plain(text: str) -> bool:
@@ -36,27 +49,29 @@ def plain(text: str) -> bool:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=TEXTS)
-def test_decoding_gives_back_the_bytes_that_were_encoded(decoder: TokenText, tokenizer: Tokenizer, text: str) -> None:
-    assert decoder.prompt_bytes(tokenizer.encode(text).ids) == text.encode()
+def test_decoding_gives_back_the_bytes_that_were_encoded(
+    detokenizer: Detokenizer, tokenizer: Tokenizer, text: str
+) -> None:
+    assert detokenizer.prompt_bytes(tokenizer.encode(text).ids) == text.encode()
 
 
-def test_every_single_byte_survives(decoder: TokenText) -> None:
-    assert {data for data in decoder.token_bytes if len(data) == 1} == {bytes([byte]) for byte in range(256)}
+def test_every_single_byte_survives(detokenizer: Detokenizer) -> None:
+    assert {data for data in detokenizer.prompt_table if len(data) == 1} == {bytes([byte]) for byte in range(256)}
 
 
-def test_valid_text_decodes_as_the_tokenizer_itself_decodes_it(decoder: TokenText, tokenizer: Tokenizer) -> None:
+def test_valid_text_decodes_as_the_tokenizer_itself_decodes_it(detokenizer: Detokenizer, tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("There was a tailor: été, 東京.").ids
-    assert decoder.new_bytes(ids).decode() == tokenizer.decode(ids)
+    assert detokenizer.new_bytes(ids).decode() == tokenizer.decode(ids)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=TEXTS.filter(plain), data=st.data())
 def test_text_cut_after_any_token_is_a_prefix_of_the_whole(
-    decoder: TokenText, tokenizer: Tokenizer, text: str, data: st.DataObject
+    detokenizer: Detokenizer, tokenizer: Tokenizer, text: str, data: st.DataObject
 ) -> None:
     ids = tokenizer.encode(text).ids
     kept = data.draw(st.integers(0, len(ids)))
-    assert text.startswith(decoder.finish(ids[:kept], 0, END).text)
+    assert text.startswith(finish(detokenizer, ids[:kept], 0, END).text)
 
 
 def test_a_character_cut_in_the_middle_is_left_out_and_other_bad_bytes_are_marked() -> None:
@@ -65,50 +80,54 @@ def test_a_character_cut_in_the_middle_is_left_out_and_other_bad_bytes_are_marke
     assert without_cut_character(b"\xe2\x82b") == "\ufffdb"
 
 
-def test_only_the_new_text_is_returned_unless_asked(decoder: TokenText, tokenizer: Tokenizer) -> None:
+def test_only_the_new_text_is_returned_unless_asked(detokenizer: Detokenizer, tokenizer: Tokenizer) -> None:
     prompt, new = tokenizer.encode(PROMPT).ids, tokenizer.encode(" there was").ids
-    assert decoder.finish([*prompt, *new], len(prompt), END).text == " there was"
-    assert decoder.finish([*prompt, *new], len(prompt), END, with_prompt=True).text == PROMPT + " there was"
+    assert finish(detokenizer, [*prompt, *new], len(prompt), END).text == " there was"
+    assert finish(detokenizer, [*prompt, *new], len(prompt), END, with_prompt=True).text == PROMPT + " there was"
 
 
-def test_the_prompt_comes_back_as_it_was_sent_special_tokens_included(decoder: TokenText, tokenizer: Tokenizer) -> None:
+def test_the_prompt_comes_back_as_it_was_sent_special_tokens_included(
+    detokenizer: Detokenizer, tokenizer: Tokenizer
+) -> None:
     text = "one<|endoftext|>two"
     prompt, new = tokenizer.encode(text).ids, tokenizer.encode("!").ids
-    assert decoder.finish([*prompt, *new], len(prompt), END, with_prompt=True).text == text + "!"
+    assert finish(detokenizer, [*prompt, *new], len(prompt), END, with_prompt=True).text == text + "!"
 
 
 @pytest.mark.parametrize("padding", [0, 1, 5])
-def test_the_end_id_and_what_pads_behind_it_are_dropped(decoder: TokenText, tokenizer: Tokenizer, padding: int) -> None:
+def test_the_end_id_and_what_pads_behind_it_are_dropped(
+    detokenizer: Detokenizer, tokenizer: Tokenizer, padding: int
+) -> None:
     new = tokenizer.encode("The end").ids
-    finished = decoder.finish([*new, END, *[END] * padding], 0, END)
+    finished = finish(detokenizer, [*new, END, *[END] * padding], 0, END)
     assert (finished.text, finished.finish_reason, finished.num_output_tokens) == ("The end", "stop", len(new) + 1)
 
 
-def test_a_users_own_end_id_ends_the_text_though_it_has_letters(decoder: TokenText, tokenizer: Tokenizer) -> None:
+def test_a_users_own_end_id_ends_the_text_though_it_has_letters(detokenizer: Detokenizer, tokenizer: Tokenizer) -> None:
     (newline,) = tokenizer.encode("\n").ids
-    assert decoder.finish(tokenizer.encode("one\ntwo").ids, 0, newline).text == "one"
+    assert finish(detokenizer, tokenizer.encode("one\ntwo").ids, 0, newline).text == "one"
 
 
-def test_an_end_id_in_the_prompt_ends_nothing(decoder: TokenText, tokenizer: Tokenizer) -> None:
+def test_an_end_id_in_the_prompt_ends_nothing(detokenizer: Detokenizer, tokenizer: Tokenizer) -> None:
     new = tokenizer.encode("go on").ids
-    finished = decoder.finish([END, *new], 1, END)
+    finished = finish(detokenizer, [END, *new], 1, END)
     assert (finished.text, finished.finish_reason) == ("go on", "length")
 
 
-def test_special_tokens_that_do_not_end_the_text_stand_for_none(decoder: TokenText, tokenizer: Tokenizer) -> None:
+def test_special_tokens_that_do_not_end_the_text_stand_for_none(detokenizer: Detokenizer, tokenizer: Tokenizer) -> None:
     new = [*tokenizer.encode("a").ids, END, *tokenizer.encode("b").ids]
-    assert decoder.finish(new, 0, 0).text == "ab"
+    assert finish(detokenizer, new, 0, 0).text == "ab"
 
 
 def test_an_added_token_stands_for_its_own_letters(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_str(tokenizer.to_str())
     tokenizer.add_tokens(["two €"])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    assert TokenText.load(tmp_path).finish(tokenizer.encode("It is two €.").ids, 0, END).text == "It is two €."
+    assert finish(Detokenizer.load(tmp_path), tokenizer.encode("It is two €.").ids, 0, END).text == "It is two €."
 
 
-def test_an_id_that_only_the_model_has_stands_for_no_text(decoder: TokenText, tokenizer: Tokenizer) -> None:
-    assert decoder.finish([*tokenizer.encode("a").ids, 303], 0, END).text == "a"
+def test_an_id_that_only_the_model_has_stands_for_no_text(detokenizer: Detokenizer, tokenizer: Tokenizer) -> None:
+    assert finish(detokenizer, [*tokenizer.encode("a").ids, 303], 0, END).text == "a"
 
 
 @pytest.mark.parametrize(
@@ -123,28 +142,30 @@ def test_an_id_that_only_the_model_has_stands_for_no_text(decoder: TokenText, to
     ],
 )
 def test_the_text_is_cut_at_the_first_stop_word(
-    decoder: TokenText, tokenizer: Tokenizer, stop_words: list[bytes], text: str
+    detokenizer: Detokenizer, tokenizer: Tokenizer, stop_words: list[bytes], text: str
 ) -> None:
-    finished = decoder.finish(tokenizer.encode("He went home. He slept. é").ids, 0, END, stop_words, "length")
+    finished = finish(detokenizer, tokenizer.encode("He went home. He slept. é").ids, 0, END, stop_words, "length")
     assert (finished.text, finished.finish_reason) == (text, "stop")
 
 
-def test_a_stop_word_cuts_the_new_text_behind_a_whole_prompt(decoder: TokenText, tokenizer: Tokenizer) -> None:
+def test_a_stop_word_cuts_the_new_text_behind_a_whole_prompt(detokenizer: Detokenizer, tokenizer: Tokenizer) -> None:
     prompt, new = tokenizer.encode(PROMPT).ids, tokenizer.encode(" there was").ids
-    assert decoder.finish([*prompt, *new], len(prompt), END, [b"was"], with_prompt=True).text == PROMPT + " there "
+    assert finish(detokenizer, [*prompt, *new], len(prompt), END, [b"was"], with_prompt=True).text == PROMPT + " there "
 
 
-def test_a_stop_word_in_the_prompt_or_across_its_end_cuts_nothing(decoder: TokenText, tokenizer: Tokenizer) -> None:
+def test_a_stop_word_in_the_prompt_or_across_its_end_cuts_nothing(
+    detokenizer: Detokenizer, tokenizer: Tokenizer
+) -> None:
     prompt, new = tokenizer.encode(PROMPT).ids, tokenizer.encode(" there was").ids
     stop_words = [b"upon", b"time there"]
-    finished = decoder.finish([*prompt, *new], len(prompt), END, stop_words, with_prompt=True)
+    finished = finish(detokenizer, [*prompt, *new], len(prompt), END, stop_words, with_prompt=True)
     assert (finished.text, finished.finish_reason) == (PROMPT + " there was", "length")
 
 
-def test_the_engines_reason_is_kept_and_an_absent_one_is_length(decoder: TokenText, tokenizer: Tokenizer) -> None:
+def test_the_engines_reason_is_kept_and_an_absent_one_is_length(detokenizer: Detokenizer, tokenizer: Tokenizer) -> None:
     new = tokenizer.encode("a").ids
     assert [
-        decoder.finish(new, 0, END, (), reason).finish_reason for reason in ("stop", "length", "timeout", None)
+        finish(detokenizer, new, 0, END, (), reason).finish_reason for reason in ("stop", "length", "timeout", None)
     ] == [
         "stop",
         "length",
@@ -158,10 +179,10 @@ def test_a_tokenizer_that_is_not_byte_level_stops_the_load(toy_checkpoint: Path,
     description["decoder"] = None
     (tmp_path / "tokenizer.json").write_text(json.dumps(description))
     with pytest.raises(ValueError, match="the decoder is None; it must be ByteLevel"):
-        TokenText.load(tmp_path)
+        Detokenizer.load(tmp_path)
 
 
 def test_a_missing_tokenizer_stops_the_load_with_its_name(toy_checkpoint: Path, tmp_path: Path) -> None:
     shutil.copy(toy_checkpoint / "config.json", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.json is missing"):
-        TokenText.load(tmp_path)
+        Detokenizer.load(tmp_path)

@@ -12,33 +12,33 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, normalizers
 
-from gptj_triton.text.prompt_tokens import PromptTokens
+from gptj_triton.text.tokenizer import PromptTokenizer
 from gptj_triton.triton.token_tensors import column, pad_right, seeds, word_lists
 
 
 @pytest.fixture(scope="module")
-def prompts(toy_checkpoint: Path) -> PromptTokens:
-    return PromptTokens.load(toy_checkpoint)
+def prompts(toy_checkpoint: Path) -> PromptTokenizer:
+    return PromptTokenizer.load(toy_checkpoint)
 
 
-def test_the_limits_come_from_the_checkpoints_config(prompts: PromptTokens) -> None:
+def test_the_limits_come_from_the_checkpoints_config(prompts: PromptTokenizer) -> None:
     assert (prompts.context_length, prompts.vocab_size, prompts.end_id) == (64, 304, 299)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(min_size=1) | st.sampled_from(["time " * 50, "<|endoftext|>" * 3, "\U0001f600שלום\x00\x1b"]))
-def test_no_text_has_fewer_tokens_than_the_longest_token_allows(prompts: PromptTokens, text: str) -> None:
+def test_no_text_has_fewer_tokens_than_the_longest_token_allows(prompts: PromptTokenizer, text: str) -> None:
     assert prompts.longest_token is not None
     assert len(prompts.encode(text)) * prompts.longest_token >= len(text.encode())
 
 
-def test_the_longest_token_is_measured_in_bytes(prompts: PromptTokens, toy_checkpoint: Path, tmp_path: Path) -> None:
+def test_the_longest_token_is_measured_in_bytes(prompts: PromptTokenizer, toy_checkpoint: Path, tmp_path: Path) -> None:
     assert prompts.longest_token == len(b"<|endoftext|>")
     shutil.copy(toy_checkpoint / "config.json", tmp_path)
     tokenizer = Tokenizer.from_file(str(toy_checkpoint / "tokenizer.json"))
     tokenizer.add_tokens(["€" * 10])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    assert PromptTokens.load(tmp_path).longest_token == len(("€" * 10).encode())
+    assert PromptTokenizer.load(tmp_path).longest_token == len(("€" * 10).encode())
 
 
 def test_a_tokenizer_that_swallows_text_has_no_longest_token(toy_checkpoint: Path, tmp_path: Path) -> None:
@@ -46,11 +46,11 @@ def test_a_tokenizer_that_swallows_text_has_no_longest_token(toy_checkpoint: Pat
     tokenizer = Tokenizer.from_file(str(toy_checkpoint / "tokenizer.json"))
     tokenizer.add_special_tokens([AddedToken("<gap>", lstrip=True)])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    assert PromptTokens.load(tmp_path).longest_token is None
+    assert PromptTokenizer.load(tmp_path).longest_token is None
     tokenizer = Tokenizer.from_file(str(toy_checkpoint / "tokenizer.json"))
     tokenizer.normalizer = normalizers.Strip()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    assert PromptTokens.load(tmp_path).longest_token is None
+    assert PromptTokenizer.load(tmp_path).longest_token is None
 
 
 def test_truncation_and_padding_saved_with_a_tokenizer_are_ignored(toy_checkpoint: Path, tmp_path: Path) -> None:
@@ -60,8 +60,8 @@ def test_truncation_and_padding_saved_with_a_tokenizer_are_ignored(toy_checkpoin
     tokenizer.enable_padding(length=20)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     text = "a tailor who had three sons"
-    assert PromptTokens.load(tmp_path).encode(text) == PromptTokens.load(toy_checkpoint).encode(text)
-    assert PromptTokens.load(tmp_path).encode("a") == PromptTokens.load(toy_checkpoint).encode("a")
+    assert PromptTokenizer.load(tmp_path).encode(text) == PromptTokenizer.load(toy_checkpoint).encode(text)
+    assert PromptTokenizer.load(tmp_path).encode("a") == PromptTokenizer.load(toy_checkpoint).encode("a")
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "config.json"])
@@ -69,7 +69,7 @@ def test_a_missing_file_stops_the_load_with_its_name(toy_checkpoint: Path, tmp_p
     shutil.copytree(toy_checkpoint, tmp_path, dirs_exist_ok=True)
     (tmp_path / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"{tmp_path / name} is missing"):
-        PromptTokens.load(tmp_path)
+        PromptTokenizer.load(tmp_path)
 
 
 @pytest.mark.parametrize("key", ["n_positions", "vocab_size", "eos_token_id"])
@@ -79,19 +79,19 @@ def test_a_config_without_a_number_stops_the_load_with_its_key(toy_checkpoint: P
     del config[key]
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=f"config.json: {key} is None; it must be a whole number"):
-        PromptTokens.load(tmp_path)
+        PromptTokenizer.load(tmp_path)
 
 
-def test_a_word_is_spelt_both_at_the_start_of_a_text_and_behind_a_space(prompts: PromptTokens) -> None:
+def test_a_word_is_spelt_both_at_the_start_of_a_text_and_behind_a_space(prompts: PromptTokenizer) -> None:
     assert prompts.word_sequences(("time",)) == [prompts.encode("time"), prompts.encode(" time")]
     assert prompts.encode(" time") != [*prompts.encode(" "), *prompts.encode("time")]
 
 
-def test_a_word_that_begins_with_a_space_gets_no_second_one(prompts: PromptTokens) -> None:
+def test_a_word_that_begins_with_a_space_gets_no_second_one(prompts: PromptTokenizer) -> None:
     assert prompts.word_sequences((" time",)) == [prompts.encode(" time")]
 
 
-def test_a_spelling_that_two_words_share_is_listed_once(prompts: PromptTokens) -> None:
+def test_a_spelling_that_two_words_share_is_listed_once(prompts: PromptTokenizer) -> None:
     assert prompts.word_sequences(("time", " time", "time")) == [prompts.encode("time"), prompts.encode(" time")]
 
 

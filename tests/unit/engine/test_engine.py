@@ -92,7 +92,7 @@ def mixed_requests(count: int, longest: int, stop_strings: list[bytes]) -> list[
 
 @pytest.fixture(scope="module")
 def token_bytes(storyteller: Path) -> list[bytes]:
-    return load_token_bytes(storyteller, END + 1)
+    return load_token_bytes(storyteller / "tokenizer.json", END + 1)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from gptj_triton.checkpoint.files import find_checkpoint_files
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.checkpoint.weights import ModelWeights, load_weights
 from gptj_triton.errors import ConfigError
-from gptj_triton.text.token_bytes import load_token_bytes
 
 Write = Callable[..., Path]
 
@@ -120,10 +119,12 @@ def test_only_a_directory_named_for_its_split_looks_into_its_parent(two_ranks: P
 
 def test_the_tokenizer_is_found_beside_the_weights_and_above_them(storyteller: Path, two_ranks: Path) -> None:
     split = two_ranks.rename(two_ranks.parent / "2-gpu")
-    assert load_token_bytes(split, 4096) == []
-    shutil.copy(storyteller / "tokenizer.json", split.parent)
-    assert load_token_bytes(split, 4096) == load_token_bytes(storyteller, 4096)
-    assert load_token_bytes(split.parent, 4096) == load_token_bytes(storyteller, 4096)
+    assert find_checkpoint_files(split).find("tokenizer.json") is None
+    above = Path(shutil.copy(storyteller / "tokenizer.json", split.parent))
+    assert find_checkpoint_files(split).find("tokenizer.json") == above
+    assert find_checkpoint_files(split.parent).find("tokenizer.json") == above
+    beside = Path(shutil.copy(storyteller / "tokenizer.json", split))
+    assert find_checkpoint_files(split).find("tokenizer.json") == beside
 
 
 def test_the_layer_norms_epsilon_is_that_of_config_json_else_gptjs(two_ranks: Path) -> None:

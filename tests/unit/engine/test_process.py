@@ -17,7 +17,6 @@ from typing import Any
 import msgspec
 import psutil
 import pytest
-import zmq
 
 from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.metrics import EngineMetrics
@@ -26,6 +25,7 @@ from gptj_triton.errors import ConfigError, UnavailableError
 from gptj_triton.process.client import Answer, EngineClient
 from gptj_triton.process.directory import EngineDirectory, server_directory
 from gptj_triton.process.messages import Finished, Refused, TokenDelta
+from gptj_triton.triton.cancel_reports import CancelReports
 
 LONG = SamplingParams(request_output_len=900, end_id=256, min_length=900)
 SHORT = SamplingParams(request_output_len=5, end_id=256, min_length=5)
@@ -219,7 +219,7 @@ def test_a_timeout_ends_requests_that_run_and_that_wait_with_what_they_have(
 
 
 def test_a_request_is_cancelled_by_whoever_has_its_handle_and_metrics_are_reported(
-    open_frontend: Callable[..., EngineClient], mailbox: Mailbox
+    server: Server, open_frontend: Callable[..., EngineClient], mailbox: Mailbox
 ) -> None:
     frontend, other = open_frontend("first"), open_frontend("second")
     number = frontend.submit([1, 2], LONG, mailbox.answers.put)
@@ -227,16 +227,14 @@ def test_a_request_is_cancelled_by_whoever_has_its_handle_and_metrics_are_report
     for each in reports:
         wait_until(lambda each=each: each.last.running_sequences == 1, "no report")  # type: ignore[misc]
         assert each.last.kv_cache_used_pages > 0
-    address, _, message = frontend.cancel_handle(number).partition(b"\n")
-    with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
-        socket.connect(address.decode())
-        socket.send(message)
-        socket.close(linger=1000)
+    cancel_reports = CancelReports(files_of(server))
+    assert cancel_reports.send([frontend.cancel_handle(number)]) == set()
     answer = mailbox.take()
     assert isinstance(answer, Finished) and answer.results[0].finish_reason == "cancelled"
     for each in reports:
         wait_until(lambda each=each: each.last.running_sequences == 0, "no report of an idle engine")  # type: ignore[misc]
         assert each.last.kv_cache_used_pages == 0 and each.last.generated_tokens >= len(answer.results[0].tokens)
+    cancel_reports.close()
 
 
 def test_a_killed_engine_answers_each_request_once_with_an_error_and_a_new_one_serves(

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PromptTokens:
-    """A checkpoint's tokenizer and the numbers of its config.json that a prompt is held against.
+class PromptTokenizer:
+    """A checkpoint's tokenizer and the limits of a prompt that its config.json sets.
 
     `longest_token` is the most bytes that one token stands for, None where the tokenizer rewrites text first, so that
     the length of a text says nothing about its tokens.
@@ -29,7 +29,7 @@ class PromptTokens:
     longest_token: int | None
 
     @classmethod
-    def load(cls, directory: Path) -> PromptTokens:
+    def load(cls, directory: Path) -> PromptTokenizer:
         """Read tokenizer.json and config.json; raises FileNotFoundError or ValueError naming what is missing."""
         # Only here: Triton's auto-complete stage imports the model in a second process, which needs no tokenizer.
         from tokenizers import Tokenizer
@@ -59,9 +59,9 @@ class PromptTokens:
         return ids
 
     def word_sequences(self, words: tuple[str, ...]) -> list[list[int]]:
-        """The token sequences that spell each of `words`, as it stands and after a space, without repeats.
+        """The token sequences that spell each of `words`, with a space in front and without, each once.
 
-        Byte-level BPE gives a word other tokens at the start of a text than behind a space, where most words stand.
+        Byte-level BPE gives a word other tokens at the start of a text than behind a space, as most words are.
         """
         sequences: dict[tuple[int, ...], None] = {}
         for word in words:
