@@ -77,8 +77,8 @@ class StreamMeasurement:
         return f"{self.part:<20} {self.streams:>7}  {'  '.join(columns)} {rates} {self.other_cores:>7.2f}"
 
 
-TIMES = "first token, ms          between tokens, ms       between pieces, ms"
-HEADING = f"{'':<20} {'streams':>7}  {TIMES}       {'tokens/s':>9} {'pieces/s':>9} {'others':>7}"
+TIMES = "  ".join(f"{times:>23}" for times in ("first token, ms", "between tokens, ms", "between pieces, ms"))
+HEADING = f"{'':<20} {'streams':>7}  {TIMES} {'tokens/s':>9} {'pieces/s':>9} {'others':>7}"
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """The documents tell the truth: their commands, run in a clean copy of the tree, print what it says they print.
 
 A document is followed as by a reader at one terminal, while `make serve` runs at another: its `sh` blocks, in order,
-in one shell. The block right after one is what it prints, with `…` for what varies; a comment before one says why it is
-not run. Only the ports differ here. Knows nothing of what the commands do.
+in one shell, with the environment of a user who has just logged in. The block right after one is what it prints, with
+`…` for what varies; a comment before one says why it is not run. Only the ports differ here. Knows nothing of what the
+commands do.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from gptj_triton.bench.local_server import free_ports
+from tests.shell import clean_environment
 
 PROJECT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
@@ -74,7 +76,7 @@ def blocks(document: Path) -> list[Block]:
 
 
 def translated(text: str, ports: Ports) -> str:
-    """`text` with the ports that stand for a document's here; the client has to be told of them."""
+    """`text` with this test's ports in the place of the document's; the client is given its own."""
     text = text.replace("tools/client.py", "tools/client.py --url localhost:8000")
     return re.sub(rf"\b({'|'.join(PORTS)})\b", lambda port: ports[port[0]], text)
 
@@ -88,7 +90,7 @@ def follow(commands: list[str], project: Path, folder: Path) -> tuple[list[str],
         shell = subprocess.Popen(
             ["bash", str(folder / "script")],
             cwd=project,
-            env={**os.environ, "COLUMNS": "100"},
+            env={**clean_environment(), "COLUMNS": "100"},
             stdin=subprocess.DEVNULL,
             stderr=stderr,
             start_new_session=True,
@@ -129,7 +131,12 @@ def serving(clean_copy: Path, ports: Ports, tmp_path_factory: pytest.TempPathFac
     arguments = f"ARGS=--http-port={http} --grpc-port={grpc} --metrics-port={metrics}"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*SERVE.split(), arguments], cwd=clean_copy, stdout=output, stderr=output, start_new_session=True
+            [*SERVE.split(), arguments],
+            cwd=clean_copy,
+            env=clean_environment(),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
     try:
         deadline = time.monotonic() + READY_SECONDS

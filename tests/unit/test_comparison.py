@@ -52,7 +52,12 @@ def result(**changes: Any) -> dict[str, Any]:
         for clients in (1, 16)
     ]
     texts = [{"clients": 16, "system": THIS, "equal": 3, "of": 4}]
-    setting = {"benchmark": "comparison", "model": "storyteller", "machine": "a machine", "device": "cpu"}
+    setting: dict[str, Any] = {
+        "benchmark": "comparison",
+        "model": "storyteller",
+        "machine": "a machine",
+        "device": "cpu",
+    }
     setting |= {"data_type": "fp32", "prompt_tokens": 8, "output_tokens": 4}
     left_out = [f"{BASELINE} at 64 clients: too slow"]
     return {**setting, "measurements": measurements, "texts": texts, "left_out": left_out, **changes}

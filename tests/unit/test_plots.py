@@ -37,9 +37,9 @@ def check_labels(figure: pyplot.Figure, axes: pyplot.Axes, labels: list[Label]) 
     assert len(boxes) == len(labels)
     assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
     for line in axes.lines:
-        path = Line(axes.transData.transform(line.get_xydata()))
-        assert not any(path.intersects_bbox(box, filled=False) for box in boxes)
-        assert not any(box.contains(x, y) for box in boxes for x, y in path.vertices)
+        points = axes.transData.transform(line.get_xydata())
+        assert not any(Line(points).intersects_bbox(box, filled=False) for box in boxes)
+        assert not any(box.contains(x, y) for box in boxes for x, y in points)
     for points in axes.collections:
         for x, y in axes.transData.transform(np.asarray(points.get_offsets())):
             assert not any(box.contains(x, y) for box in boxes)
