@@ -171,6 +171,16 @@ FIELDS = (
         tensor=Tensor(name="runtime_top_p", dtype="FP32", made=True),
     ),
     Field(
+        name="min_p",
+        dtype="FP32",
+        help="draw only from tokens at least this share as probable as the most probable one; given alone, from all of "
+        "these; 0 is no limit",
+        minimum=0,
+        maximum=1,
+        default=0.0,
+        tensor=Tensor(name="min_p", dtype="FP32", origin=Origin.OURS),
+    ),
+    Field(
         name="repetition_penalty",
         dtype="FP32",
         help="above 1 makes tokens of prompt and output less probable: it divides a positive logit, multiplies others",

@@ -1,8 +1,9 @@
 """Chooses the next token of each sequence from its logits. Knows sequences and their parameters, nothing of the model.
 
 The order is FasterTransformer's: bad words, temperature, penalties, minimum length, top-k, top-p of what top-k kept
-(DynamicDecodeLayer.cc, SamplingLayer). A row is computed from that row alone, and its noise from its seed and position
-alone, so what else is in the batch changes nothing. Top-k and top-p keep all tokens that tie with the last one kept.
+(DynamicDecodeLayer.cc, SamplingLayer); min-p, which it does not have, comes last, as in transformers. A row is computed
+from that row alone, and its noise from its seed and position alone, so what else is in the batch changes nothing. Top-k
+and top-p keep all tokens that tie with the last one kept.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def sample(logits: Tensor, sequences: list[Sequence]) -> list[list[Sampled]]:
 
 
 def _choose(logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
-    """The token of each sequence: the most probable one, or one drawn after top-k and top-p."""
+    """The token of each sequence: the most probable one, or one drawn after top-k, top-p and min-p."""
     tokens = logits.argmax(dim=-1)
     drawn = [row for row, sequence in enumerate(sequences) if not sequence.params.greedy]
     if drawn:
@@ -107,7 +108,7 @@ def _penalise(logits: Tensor, sequences: list[Sequence]) -> None:
 
 
 def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
-    """Token ids [sequences], drawn after top-k and top-p."""
+    """Token ids [sequences], drawn after top-k, top-p and min-p."""
     largest = max(sequence.params.top_k for sequence in sequences)
     if largest:
         _keep_top_k(logits, [sequence.params.top_k for sequence in sequences], largest)
@@ -115,6 +116,8 @@ def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
     if any(sequence.top_p < 1.0 for sequence in sequences):
         unbounded = any(sequence.top_p < 1.0 and not sequence.params.top_k for sequence in sequences)
         _keep_top_p(probs, [sequence.top_p for sequence in sequences], probs.shape[1] if unbounded else largest)
+    if any(sequence.params.min_p > 0.0 for sequence in sequences):
+        _keep_min_p(probs, logits, [sequence.params.log_min_p for sequence in sequences])
     cumulative = probs.double().cumsum(dim=-1)
     noise = [uniform(sequence.params.random_seed, sequence.num_tokens) for sequence in sequences]
     targets = _column(noise, cumulative) * cumulative[:, -1:]
@@ -140,6 +143,11 @@ def _keep_top_p(probs: Tensor, top_ps: list[float], candidates: int) -> None:
     last = ((before < wanted).sum(dim=-1, keepdim=True) - 1).clamp_(min=0)
     threshold = best.gather(1, last)
     probs.masked_fill_((probs < threshold) & (wanted < 1.0), 0.0)
+
+
+def _keep_min_p(probs: Tensor, logits: Tensor, log_min_ps: list[float]) -> None:
+    """Set probabilities to 0 where the logit is lower than the row's best one by more than -log(min_p)."""
+    probs.masked_fill_(logits < logits.amax(dim=-1, keepdim=True) + _column(log_min_ps, logits), 0.0)
 
 
 def _column(values: list[float], like: Tensor) -> Tensor:

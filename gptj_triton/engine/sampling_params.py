@@ -5,6 +5,8 @@ Names are those of the tensors in the table of request fields; meanings are Fast
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 MAX_TOP_K = 1024
@@ -29,11 +31,13 @@ class Limits(msgspec.Struct, frozen=True):
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Parameters of one sequence; lengths count tokens.
 
-    `top_k` 0 and `top_p` 0 mean greedy, as does `temperature` 0. `repetition_penalty` multiplies or divides the logit
-    of every distinct token of prompt and output, `presence_penalty` is subtracted from it once, `frequency_penalty`
-    once an occurrence. `stop_strings` (this engine's own) are matched on the bytes of the new text; `stop_words_list`
-    and `bad_words_list` are token sequences. With `beam_width` above 1 nothing is drawn: see `beam`. `top_p_decay`,
-    `top_p_min` and `top_p_reset_ids` are factual nucleus sampling (Lee et al., 2022, arXiv:2206.04624).
+    `top_k` 0, `top_p` 0 and `min_p` 0 mean greedy, as does `temperature` 0. `min_p` (this engine's own; Nguyen et al.,
+    2024, arXiv:2407.01082) keeps tokens at least that share as probable as the best one.
+    `repetition_penalty` multiplies or divides the logit of every distinct token of prompt and output,
+    `presence_penalty` is subtracted from it once, `frequency_penalty` once an occurrence. `stop_strings` (this engine's
+    own) are matched on the bytes of the new text; `stop_words_list` and `bad_words_list` are token sequences. With
+    `beam_width` above 1 nothing is drawn: see `beam`. `top_p_decay`, `top_p_min` and `top_p_reset_ids` are factual
+    nucleus sampling (Lee et al., 2022, arXiv:2206.04624).
     """
 
     request_output_len: int
@@ -41,6 +45,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     min_length: int = 0
     runtime_top_k: int = 0
     runtime_top_p: float = 0.0
+    min_p: float = 0.0
     temperature: float = 1.0
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
@@ -65,7 +70,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     @property
     def greedy(self) -> bool:
-        return self.temperature == 0.0 or (self.runtime_top_k == 0 and self.runtime_top_p == 0.0)
+        return self.temperature == 0.0 or (self.runtime_top_k, self.runtime_top_p, self.min_p) == (0, 0.0, 0.0)
 
     @property
     def top_k(self) -> int:
@@ -76,6 +81,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     def top_p(self) -> float:
         """Probability mass that top-p keeps; top-k alone keeps all of its tokens."""
         return self.runtime_top_p if self.runtime_top_p > 0.0 else 1.0
+
+    @property
+    def log_min_p(self) -> float:
+        """What a logit may be below the best one, as a number <= 0; -inf keeps all."""
+        return math.log(self.min_p) if self.min_p > 0.0 else -math.inf
 
     @property
     def penalised(self) -> bool:

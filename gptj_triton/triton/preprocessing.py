@@ -1,7 +1,7 @@
 """The preprocessing step of the ensemble: the text and fields of a request to FasterTransformer's tensors.
 
-Only the seam to Triton: what a field may be stands in request_fields.py, tokenising in prompt_tokens.py, layouts in
-token_tensors.py. Knows nothing of the engine.
+Only the seam to Triton: request_fields.py checks the fields, prompt_tokens.py makes tokens, token_tensors.py lays them
+out. Knows nothing of the engine.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Row:
 
 
 def read_rows(tensors: Tensors, model: Welcome) -> list[Row]:
-    """The rows of one request, checked. `model` tells what absent fields stand for and what the model allows.
+    """The rows of one request, checked. `model` has the ids that absent fields mean, and what the model allows.
 
     Raises InvalidRequestError naming the tensor, the value, what is allowed and, in a request of several rows, the row.
     """

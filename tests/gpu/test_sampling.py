@@ -49,6 +49,11 @@ KINDS: list[dict[str, Any]] = [
     {"runtime_top_p": 0.999, "temperature": 5.0},
     {"runtime_top_p": 0.9, "top_p_decay": 0.6, "top_p_min": 0.2, "top_p_reset_ids": 3},
     {"runtime_top_p": 1.0, "top_p_decay": 0.5},
+    {"min_p": 0.1},
+    {"min_p": 0.02, "temperature": 2.0},
+    {"min_p": 1.0},
+    {"min_p": 0.3, "runtime_top_k": 40, "runtime_top_p": 0.9},
+    {"min_p": 0.01, "runtime_top_p": 0.999, "temperature": 5.0},
 ]
 EXTRAS: list[dict[str, Any]] = [
     {},
@@ -288,6 +293,7 @@ def test_what_runs_is_what_some_row_asks_for() -> None:
     assert Work.of([params(bad_words_list=((1,),))]) == Work(counts=True)
     assert Work.of([params(), params(runtime_top_p=1.0)]) == Work(draws=True)
     assert Work.of([params(runtime_top_p=1.0, top_p_decay=0.9)]) == Work(draws=True, searches=True)
+    assert Work.of([params(min_p=0.1)]) == Work(draws=True, searches=True)
     assert Work.of([params(runtime_top_k=3), params(presence_penalty=1.0)]) == Work(True, True, True)
 
 

@@ -80,7 +80,9 @@ def test_a_shorter_answer_is_the_beginning_of_a_longer_one(server: Any, greedy: 
         assert greedy.startswith(generate(server, max_tokens=max_tokens)["text_output"])
 
 
-@pytest.mark.parametrize("fields", [{"temperature": 0}, {"temperature": 0, "top_k": 5, "seed": 3}, {"top_k": 1}])
+@pytest.mark.parametrize(
+    "fields", [{"temperature": 0}, {"temperature": 0, "top_k": 5, "seed": 3}, {"top_k": 1}, {"min_p": 1.0}]
+)
 def test_temperature_zero_and_one_candidate_are_greedy(server: Any, greedy: str, fields: dict[str, Any]) -> None:
     assert generate(server, max_tokens=24, **fields)["text_output"] == greedy
 

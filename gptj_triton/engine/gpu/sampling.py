@@ -6,13 +6,14 @@ A row goes through these kernels, each with one program a row or one a row and c
 
 - prepare: temperature, penalties and bans; the largest logit and the sum of exponentials of each chunk;
 - bound: the few hundred groups of neighbouring ids that hold the row's largest logits;
-- search: the smallest logit that top-k and top-p keep, among those groups, by bisection;
+- search: the smallest logit that top-k, top-p and min-p keep, among those groups, by bisection;
 - search_whole: the same among all logits, for the rows where those groups were too few;
 - weigh: the probability mass of each chunk that is kept;
 - finish: the token, its log-probability, and the row's state for the next step.
 
 Greedy batches need the first and the last alone. A token with logit v is kept by top-k when fewer than k logits are
-above v, and by top-p when the mass above v is less than p of the mass that top-k kept; so ties stay together.
+above v, by top-p when the mass above v is less than p of the mass that top-k kept, and by min-p when v is not below the
+largest logit plus log p; so ties stay together.
 B are the rows of a step, R those there is room for, V the vocabulary, C its chunks, G its groups.
 """
 
@@ -30,6 +31,7 @@ from gptj_triton.engine.gpu.sampling_state import (
     FREQUENCY,
     GREEDY,
     LEAST_TOP_P,
+    LOG_MIN_P,
     POSITION,
     PRESENCE,
     REPETITION,
@@ -268,12 +270,13 @@ def _search_kernel(
 ):
     """The threshold, where all that is kept is above the bound of the candidates; else the row is left unsettled."""
     row = tl.program_id(0).to(tl.int64)
+    best, total = _row_sum(chunk_max, chunk_sum, row, chunks, CHUNKS)
+    floor = best + tl.load(real + LOG_MIN_P * R + row).to(tl.float32)
     if _keeps_all(whole, real, row, R):
-        tl.store(thresholds + row, float("-inf"))
+        tl.store(thresholds + row, floor)
         return
     bound = tl.load(bounds + row * 2)
     count = tl.load(bounds + row * 2 + 1)
-    best, total = _row_sum(chunk_max, chunk_sum, row, chunks, CHUNKS)
     top_k = tl.load(whole + TOP_K * R + row)
     top_p = tl.load(real + TOP_P * R + row).to(tl.float32)
 
@@ -310,7 +313,7 @@ def _search_kernel(
         little = tl.sum(tl.where(keys > middle.to(tl.int32), mass, 0.0), axis=0) < wanted
         high = tl.where(little, middle, high)
         low = tl.where(little, low, middle + 1)
-    tl.store(thresholds + row, _value(tl.where(narrow, high, kept).to(tl.int32)))
+    tl.store(thresholds + row, tl.maximum(_value(tl.where(narrow, high, kept).to(tl.int32)), floor))
 
 
 @triton.jit
@@ -360,7 +363,8 @@ def _search_whole_kernel(
         little = mass < wanted
         high = tl.where(little, tl.maximum(next_below, low), high)
         low = tl.where(little, low, next_above)
-    tl.store(thresholds + row, _value(tl.where(top_p < 1.0, high, kept).to(tl.int32)))
+    floor = best + tl.load(real + LOG_MIN_P * R + row).to(tl.float32)
+    tl.store(thresholds + row, tl.maximum(_value(tl.where(top_p < 1.0, high, kept).to(tl.int32)), floor))
 
 
 @triton.jit

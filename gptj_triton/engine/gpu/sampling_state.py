@@ -38,7 +38,8 @@ LEAST_TOP_P = tl.constexpr(4)
 REPETITION = tl.constexpr(5)
 PRESENCE = tl.constexpr(6)
 FREQUENCY = tl.constexpr(7)
-NUM_FLOATS = 8
+LOG_MIN_P = tl.constexpr(8)
+NUM_FLOATS = 9
 
 NOBODY = [-1] + [0] * (NUM_INTS + NUM_FLOATS - 1)
 BANNED = -1  # in `counts`
@@ -62,7 +63,7 @@ class Blocks:
 @dataclass(frozen=True)
 class Work:
     """What some row of a batch asks for; it decides which kernels run. `counts`: penalties or bad words. `draws`: not
-    all are greedy. `searches`: top-k or top-p.
+    all are greedy. `searches`: top-k, top-p or min-p.
     """
 
     counts: bool = False
@@ -81,7 +82,7 @@ class Work:
         return Work(
             counts=any(map(_needs_counts, params)),
             draws=bool(drawn),
-            searches=any(one.top_k or one.top_p < 1.0 or one.top_p_decay < 1.0 for one in drawn),
+            searches=any(one.top_k or one.top_p < 1.0 or one.top_p_decay < 1.0 or one.min_p > 0.0 for one in drawn),
         )
 
 
@@ -220,4 +221,5 @@ def _real_facts(sequence: Sequence) -> list[float]:
         params.repetition_penalty,
         params.presence_penalty,
         params.frequency_penalty,
+        params.log_min_p,
     ]

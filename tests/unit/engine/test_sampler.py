@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import MinPLogitsWarper
 
 from gptj_triton.engine.sampler import sample, uniform
 from gptj_triton.engine.sampling_params import SamplingParams
@@ -42,6 +43,7 @@ def expected_probs(
     temperature: float = 1.0,
     runtime_top_k: int = 0,
     runtime_top_p: float = 0.0,
+    min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0,
@@ -62,6 +64,8 @@ def expected_probs(
             break
         kept.append(token)
         mass += probs[token]
+    kept = [token for token in kept if probs[token] >= min_p * max(probs)]
+    mass = sum(probs[token] for token in kept)
     return [probs[token] / mass if token in kept else 0.0 for token in range(VOCAB)]
 
 
@@ -79,6 +83,15 @@ def expected_probs(
         {"runtime_top_p": 0.05},
         {"runtime_top_k": 6, "runtime_top_p": 0.7},
         {"runtime_top_k": 3, "runtime_top_p": 0.99},
+        {"min_p": 0.2},
+        {"min_p": 0.02},
+        {"min_p": 1.0},
+        {"min_p": 0.3, "temperature": 0.5},
+        {"min_p": 0.3, "temperature": 3.0},
+        {"min_p": 0.1, "runtime_top_p": 0.8},
+        {"min_p": 0.4, "runtime_top_k": 9},
+        {"min_p": 0.15, "runtime_top_k": 4, "runtime_top_p": 0.9},
+        {"min_p": 0.2, "repetition_penalty": 1.8, "presence_penalty": 0.3},
         {"runtime_top_p": 1.0, "repetition_penalty": 1.8},
         {"runtime_top_p": 1.0, "repetition_penalty": 0.6},
         {"runtime_top_p": 1.0, "presence_penalty": 1.2},
@@ -144,6 +157,7 @@ def test_a_row_draws_the_same_token_whatever_the_other_rows_ask_for() -> None:
         {"runtime_top_k": 3},
         {"runtime_top_k": 1000, "runtime_top_p": 0.9},
         {"runtime_top_p": 0.4, "temperature": 0.7},
+        {"min_p": 0.05},
         {"runtime_top_p": 1.0, "frequency_penalty": 0.5},
         {"temperature": 0.0, "runtime_top_p": 0.9},
         {"runtime_top_k": 20, "bad_words_list": ((3,), (1, 4))},
@@ -160,7 +174,11 @@ def test_a_row_draws_the_same_token_whatever_the_other_rows_ask_for() -> None:
 
 
 def test_neither_top_k_nor_top_p_means_the_most_likely_token() -> None:
-    for how in (params(), params(temperature=0.0, runtime_top_p=1.0), params(temperature=0.0, runtime_top_k=5)):
+    for how in (
+        params(),
+        params(temperature=0.0, runtime_top_p=1.0),
+        params(temperature=0.0, runtime_top_k=5, min_p=0.1),
+    ):
         assert draw([how], [PROMPT]) == [0]
     assert draw([params(presence_penalty=1.0)], [PROMPT]) == [2], "penalties count when greedy, too"
 
@@ -175,6 +193,15 @@ def test_the_log_probability_is_that_before_top_k_and_top_p() -> None:
 def test_top_k_beyond_the_vocabulary_keeps_all_of_it() -> None:
     tokens = draw([params(random_seed=seed, runtime_top_k=2**31) for seed in range(2000)], [PROMPT] * 2000)
     assert set(tokens) == set(range(VOCAB))
+
+
+@pytest.mark.parametrize("min_p", [0.001, 0.05, 0.3, 0.9])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_min_p_keeps_the_tokens_that_transformers_keeps(min_p: float, temperature: float) -> None:
+    warper = MinPLogitsWarper(min_p)
+    kept = {token for token, logit in enumerate(warper(None, LOGITS[None] / temperature)[0].tolist()) if logit > -1e9}
+    how = [params(random_seed=seed, min_p=min_p, temperature=temperature) for seed in range(DRAWS)]
+    assert set(draw(how, [PROMPT] * DRAWS)) == kept
 
 
 def test_top_p_decays_to_its_minimum_and_is_reset_by_the_reset_id() -> None:
