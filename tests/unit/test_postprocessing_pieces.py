@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from gptj_triton.project import EMBEDDED_MODEL
 from gptj_triton.text.detokenizer import Detokenizer, without_cut_character
+from gptj_triton.text.token_bytes import byte_alphabet
 
 NASTY = {
     "emoji joined by ZWJ": "👩‍👩‍👧‍👦 🏴‍☠️ 👍🏽🇩🇪",
@@ -94,6 +95,11 @@ def whole_text(detokenizer: Detokenizer, new: Sequence[int], end: int, stop_word
             data = data[: -max(map(len, complete))]
             break
     return without_cut_character(data)
+
+
+def ids_of_bytes(tokenizer: Tokenizer, data: bytes) -> list[int]:
+    letters = {byte: letter for letter, byte in byte_alphabet().items()}
+    return [id_of(tokenizer, letters[byte]) for byte in data]
 
 
 def num_until_stop(detokenizer: Detokenizer, new: Sequence[int], end: int, stop_words: Sequence[bytes]) -> int:
@@ -209,6 +215,23 @@ def test_the_prompt_comes_once_with_the_first_new_token(
     cuts = [length, length, length + 1]
     assert pieces(detokenizer, [*prompt, *new], cuts, length, end, [], with_prompt=True) == ["", "", asked + "a", "b"]
     assert pieces(detokenizer, prompt, [length], length, end, [], with_prompt=True) == ["", asked]
+
+
+def test_a_character_that_begins_in_the_prompt_is_shown_once_it_is_whole(
+    detokenizer: Detokenizer, tokenizer: Tokenizer, end: int
+) -> None:
+    ids = ids_of_bytes(tokenizer, "x😀a".encode())
+    shown = [detokenizer.piece(ids[:length], 3, length - 1, end, with_prompt=True).text for length in range(4, 7)]
+    assert shown == ["x", "😀", "a"]
+
+
+def test_a_special_token_behind_what_is_held_back_changes_nothing(
+    detokenizer: Detokenizer, tokenizer: Tokenizer, end: int
+) -> None:
+    ids = [*ids_of_bytes(tokenizer, "😀ab".encode()), end, *ids_of_bytes(tokenizer, b"c")]
+    other_end, held_back = 10**6, "😀ab".encode()[3:] + b"X"
+    shown = [detokenizer.piece(ids[:length], 0, length - 1, other_end, [held_back]).text for length in range(1, 9)]
+    assert shown == ["", "", "", "", "", "", "", "😀abc"]
 
 
 def test_a_reason_is_given_once_and_is_that_of_the_whole(
