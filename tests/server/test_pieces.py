@@ -109,7 +109,7 @@ def test_a_handle_of_a_client_that_waits_is_not_used(
 ) -> None:
     """None stands for the handle of a request of that engine."""
     if handle is None:
-        handle = make_handle(engine, Cancel("frontend", 0))
+        handle = make_handle(engine.name, Cancel("frontend", 0))
     with zmq.Context() as context, context.socket(zmq.PULL) as inbox:
         inbox.bind(f"ipc://{engine}/engine.sock")
         handle = handle.replace(b"{folder}", str(engine).encode())

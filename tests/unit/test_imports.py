@@ -16,7 +16,7 @@ PACKAGE = PROJECT / "gptj_triton"
 # Each folder or module of the package may import from itself and from those above it, never from those below.
 ORDER = (
     *("errors", "pidfd", "project", "fields"),
-    *("checkpoint", "text", "engine", "process", "triton", "serving", "client"),
+    *("text", "checkpoint", "engine", "process", "triton", "serving", "client"),
     *("plots", "storyteller", "bench"),
 )
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -64,7 +64,7 @@ def listener(tmp_path: Path) -> Iterator[socket.socket]:
 
 
 def handle(number: int, engine: str = ENGINE) -> bytes:
-    return make_handle(Path(engine), Cancel("frontend", number))
+    return make_handle(engine, Cancel("frontend", number))
 
 
 def leave_dead_socket(directory: Path) -> None:
@@ -150,7 +150,7 @@ def forged(**fields: object) -> bytes:
         lambda elsewhere: forged(address="tcp://127.0.0.1:1"),
         lambda elsewhere: msgspec.msgpack.encode(Goodbye("frontend")),
         lambda elsewhere: handle(1) + b"\x00",
-        lambda elsewhere: make_handle(Path(ENGINE), Cancel("x" * LONGEST_HANDLE, 1)),
+        lambda elsewhere: make_handle(.namePath(ENGINE), Cancel("x" * LONGEST_HANDLE, 1)),
     ],
 )
 def test_a_handle_that_is_not_this_servers_own_leads_nowhere(
