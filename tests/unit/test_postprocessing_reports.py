@@ -150,7 +150,7 @@ def forged(**fields: object) -> bytes:
         lambda elsewhere: forged(address="tcp://127.0.0.1:1"),
         lambda elsewhere: msgspec.msgpack.encode(Goodbye("frontend")),
         lambda elsewhere: handle(1) + b"\x00",
-        lambda elsewhere: make_handle(.namePath(ENGINE), Cancel("x" * LONGEST_HANDLE, 1)),
+        lambda elsewhere: make_handle(ENGINE, Cancel("x" * LONGEST_HANDLE, 1)),
     ],
 )
 def test_a_handle_that_is_not_this_servers_own_leads_nowhere(
