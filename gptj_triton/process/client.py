@@ -9,13 +9,14 @@ engine dies, every request in flight is answered with an error and a new engine 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
 import queue
+import secrets
 import subprocess
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import msgspec
@@ -30,7 +31,15 @@ from gptj_triton.process import messages
 from gptj_triton.process.cancel_handle import make_handle
 from gptj_triton.process.directory import EngineDirectory
 
-Answer: TypeAlias = messages.Finished | messages.Refused
+
+@dataclass(frozen=True)
+class Failed:
+    """The answer to a request that no engine finishes; `message` says why."""
+
+    message: str
+
+
+Answer: TypeAlias = messages.Finished | Failed
 OnAnswer: TypeAlias = Callable[[Answer], None]
 OnTokens: TypeAlias = Callable[[messages.TokenDelta], None]
 
@@ -64,7 +73,6 @@ class EngineClient:
         self._pidfd = -1
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(messages.ToFrontend)
-        self._numbers = itertools.count()
         self._pending: dict[int, tuple[OnAnswer, OnTokens | None]] = {}
         self._lock = threading.Lock()  # guards _pending, _ready and the use of _outbox
         self._ready = False
@@ -104,7 +112,7 @@ class EngineClient:
         with self._lock:
             if not self._ready:
                 raise UnavailableError(self._unavailable)
-            number = next(self._numbers)
+            number = secrets.randbits(63)  # nobody can guess it: a cancel handle carries it
             self._pending[number] = on_answer, on_tokens
             self._send(messages.Submit(self._name, number, prompt, params, on_tokens is not None, timeout))
         return number
@@ -266,5 +274,5 @@ class EngineClient:
     def _fail_pending(self, reason: str) -> None:
         with self._lock:
             failed, self._pending = self._pending, {}
-        for number, (on_answer, _) in failed.items():
-            on_answer(messages.Refused(number, reason, invalid=False))
+        for on_answer, _ in failed.values():
+            on_answer(Failed(reason))

@@ -87,15 +87,5 @@ class Finished(msgspec.Struct, tag="finished"):
     results: list[Result]
 
 
-class Refused(msgspec.Struct, tag="refused"):
-    """The one answer to a request that cannot be carried out: `invalid` if the request is at fault, else the
-    engine.
-    """
-
-    request: int
-    message: str
-    invalid: bool
-
-
 ToEngine: TypeAlias = Hello | Submit | Cancel | Goodbye
-ToFrontend: TypeAlias = Welcome | Deltas | EngineMetrics | Finished | Refused
+ToFrontend: TypeAlias = Welcome | Deltas | EngineMetrics | Finished

@@ -28,7 +28,7 @@ from gptj_triton.engine.engine import Engine
 from gptj_triton.engine.load import load_engine
 from gptj_triton.engine.metrics import EngineMetrics
 from gptj_triton.engine.sequence import Sequence
-from gptj_triton.errors import EngineError, InvalidRequestError
+from gptj_triton.errors import EngineError
 from gptj_triton.pidfd import open_pidfd, when_ended
 from gptj_triton.process import messages
 from gptj_triton.process.directory import EngineDirectory
@@ -156,17 +156,13 @@ class EngineServer:
 
     def _submit(self, engine: Engine, submit: messages.Submit) -> None:
         frontend = self._frontends[submit.frontend]
-        try:
-            sequence = Sequence((submit.frontend, submit.request), submit.prompt, submit.params)
-            engine.submit(sequence)
-        except InvalidRequestError as error:
-            frontend.outbox.send(self._encoder.encode(messages.Refused(submit.request, str(error), invalid=True)))
-        else:
-            frontend.requests.add(submit.request)
-            if submit.stream:
-                frontend.streams[submit.request] = Stream(sequence)
-            if submit.timeout:
-                self._deadlines[sequence.key] = time.monotonic() + submit.timeout
+        sequence = Sequence((submit.frontend, submit.request), submit.prompt, submit.params)
+        engine.submit(sequence)
+        frontend.requests.add(submit.request)
+        if submit.stream:
+            frontend.streams[submit.request] = Stream(sequence)
+        if submit.timeout:
+            self._deadlines[sequence.key] = time.monotonic() + submit.timeout
 
     def _end_what_is_due(self, engine: Engine) -> None:
         now = time.monotonic()

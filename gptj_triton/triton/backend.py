@@ -57,10 +57,10 @@ class TritonPythonModel:
                 else:
                     reply = Reply(tensors, rows, responder, pass_through=self.decoupled)
             except InvalidRequestError as error:
-                responder.fail(str(error), invalid=True)
+                responder.fail(str(error), pb_utils.TritonError.INVALID_ARG)
             except Exception as error:
                 pb_utils.Logger.log_error(f"a request could not be read: {error!r}")
-                responder.fail(f"the request could not be read: {error}", invalid=False, internal=True)
+                responder.fail(f"the request could not be read: {error}", pb_utils.TritonError.INTERNAL)
             else:
                 self.replies.submit(reply, rows, timeout)
 
@@ -89,11 +89,10 @@ class TritonResponder:
         response = pb_utils.InferenceResponse([tensor for _, tensor in self._tensors.values()])
         self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)
 
-    def fail(self, message: str, invalid: bool, internal: bool = False) -> None:
-        """Send an error, which is always the last response."""
-        codes = pb_utils.TritonError
-        code = codes.INVALID_ARG if invalid else codes.INTERNAL if internal else codes.UNAVAILABLE
-        response = pb_utils.InferenceResponse(error=codes(message, code))
+    def fail(self, message: str, code: int | None = None) -> None:
+        """Send an error, which is always the last response; `code` is one of TritonError's, UNAVAILABLE by default."""
+        error = pb_utils.TritonError(message, pb_utils.TritonError.UNAVAILABLE if code is None else code)
+        response = pb_utils.InferenceResponse(error=error)
         self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def is_cancelled(self) -> bool:

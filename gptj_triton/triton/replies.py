@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from gptj_triton.engine.metrics import EngineMetrics
 from gptj_triton.errors import ConfigError, UnavailableError
-from gptj_triton.process.client import Answer, EngineClient
-from gptj_triton.process.messages import Finished, Refused, TokenDelta
+from gptj_triton.process.client import Answer, EngineClient, Failed
+from gptj_triton.process.messages import Finished, TokenDelta
 from gptj_triton.triton.output_tensors import PieceTensors, passed_through, write_tensors
 from gptj_triton.triton.tensors import Row, Tensors
 
@@ -55,8 +55,8 @@ class Responder(Protocol):
 
     def send(self, outputs: Outputs, last: bool) -> None: ...
 
-    def fail(self, message: str, invalid: bool) -> None:
-        """Send an error as the last response: `invalid` if it was the request's fault, else the server's."""
+    def fail(self, message: str) -> None:
+        """Send an error of the server as the last response."""
 
     def is_cancelled(self) -> bool:
         """Whether the client left, as far as the server knows. Not to be called after the last response."""
@@ -68,7 +68,7 @@ class Reply:
     def __init__(self, tensors: Tensors, rows: list[Row], responder: Responder, pass_through: bool = False) -> None:
         self.responder = responder
         self.numbers: list[int] = []  # the engine's, one a sequence
-        self.refused: Refused | None = None
+        self.failed: Failed | None = None
         self.began = time.monotonic()
         self.sent_last = False
         self.cancelled = False
@@ -80,12 +80,12 @@ class Reply:
 
     def take(self, index: int, answer: Answer) -> bool:
         """The answer to one sequence; true if the last response can be sent now."""
-        if isinstance(answer, Refused):
-            self.refused = self.refused or answer
+        if isinstance(answer, Failed):
+            self.failed = self.failed or answer
         else:
             self._answers[index] = answer
         self._missing -= 1
-        return not self._missing or self.refused is not None
+        return not self._missing or self.failed is not None
 
     def outputs(self) -> Outputs:
         """The tensors of the last response, once all sequences are answered."""
@@ -164,7 +164,7 @@ class Replies:
             try:
                 reply.numbers.append(self._engine.submit(prompt, params, on_answer, on_tokens, timeout))
             except UnavailableError as error:
-                self._take(reply, index, Refused(0, str(error), invalid=False))
+                self._take(reply, index, Failed(str(error)))
                 return
         if isinstance(reply, StreamReply):
             reply.next_handle = time.monotonic() + HANDLE_INTERVAL
@@ -225,8 +225,8 @@ class Replies:
     def _send_last(self, reply: Reply) -> None:
         if reply.sent_last:
             return
-        if reply.refused is not None:
-            self._fail(reply, reply.refused.message, reply.refused.invalid)
+        if reply.failed is not None:
+            self._fail(reply, reply.failed.message)
         else:
             self._respond(reply, reply.outputs, last=True)
 
@@ -237,16 +237,16 @@ class Replies:
                 reply.responder.send(tensors, last)
         except Exception as error:
             log.exception("an answer could not be sent")
-            self._fail(reply, f"the answer could not be sent: {error}", invalid=False)
+            self._fail(reply, f"the answer could not be sent: {error}")
         else:
             if last:
                 self._finish(reply)
 
-    def _fail(self, reply: Reply, message: str, invalid: bool) -> None:
+    def _fail(self, reply: Reply, message: str) -> None:
         """End a reply with an error; nobody waits for what is still in flight of it."""
         self._finish(reply)
         self._cancel(reply)
-        reply.responder.fail(message, invalid)
+        reply.responder.fail(message)
 
     def _finish(self, reply: Reply) -> None:
         reply.sent_last = True

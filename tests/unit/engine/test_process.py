@@ -22,9 +22,9 @@ from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.metrics import EngineMetrics
 from gptj_triton.engine.sampling_params import SamplingParams
 from gptj_triton.errors import ConfigError, UnavailableError
-from gptj_triton.process.client import Answer, EngineClient
+from gptj_triton.process.client import Answer, EngineClient, Failed
 from gptj_triton.process.directory import EngineDirectory, server_directory
-from gptj_triton.process.messages import Finished, Refused, TokenDelta
+from gptj_triton.process.messages import Finished, TokenDelta
 from gptj_triton.triton.cancel_reports import CancelReports
 
 LONG = SamplingParams(request_output_len=900, end_id=256, min_length=900)
@@ -171,8 +171,7 @@ def test_two_frontends_share_one_engine_that_ends_after_the_last_one(
     second.submit([1], LONG, mailbox.answers.put)
     second.close()
     gone = mailbox.take()
-    assert isinstance(gone, Refused)
-    assert not gone.invalid
+    assert isinstance(gone, Failed)
     wait_until(lambda: has_ended(pid), "the engine outlived its last frontend")
     assert mailbox.answers.empty()
     assert not files_of(server).exists()
@@ -248,7 +247,7 @@ def test_a_killed_engine_answers_each_request_once_with_an_error_and_a_new_one_s
     wait_until(lambda: reports.last.running_sequences > 0, "no report")
     os.kill(pid, signal.SIGKILL)
     answers = [mailbox.take() for _ in range(16)]
-    assert all(isinstance(answer, Refused) and not answer.invalid for answer in answers)
+    assert all(isinstance(answer, Failed) for answer in answers)
     for frontend in frontends:
         submit_when_ready(frontend, mailbox)
     assert mailbox.tokens() == mailbox.tokens()

@@ -15,8 +15,8 @@ import pytest
 from gptj_triton.engine.metrics import EngineMetrics
 from gptj_triton.engine.sampling_params import SamplingParams
 from gptj_triton.errors import ConfigError, UnavailableError
-from gptj_triton.process.client import EngineClient
-from gptj_triton.process.messages import Finished, Refused, Result, TokenDelta
+from gptj_triton.process.client import EngineClient, Failed
+from gptj_triton.process.messages import Finished, Result, TokenDelta
 from gptj_triton.triton.replies import (
     CANCEL_CHECK_AGE,
     HANDLE_INTERVAL,
@@ -60,7 +60,7 @@ class Engine:
         self.requests[number][0](Finished(number, [Result(list(tokens), reason, [])]))
 
     def refuse(self, number: int, message: str) -> None:
-        self.requests[number][0](Refused(number, message, invalid=False))
+        self.requests[number][0](Failed(message))
 
 
 class Client:
@@ -87,7 +87,7 @@ class Client:
         self.ended = last
         self.responses.put((time.monotonic() - self.began, copied, last))
 
-    def fail(self, message: str, invalid: bool) -> None:
+    def fail(self, message: str) -> None:
         assert not self.ended
         self.ended = True
         self.responses.put((time.monotonic() - self.began, message, True))
