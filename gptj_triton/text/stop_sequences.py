@@ -19,17 +19,17 @@ Items = TypeVar("Items", bytes, tuple[int, ...])
 
 @dataclass(eq=False, slots=True)
 class StopState:
-    """How a text ends: with the first `depth` items of a stop sequence and of no other for longer.
+    """How a text ends: its last `depth` items, and no more of them, are the beginning of a stop sequence.
 
     `complete` is the length of the longest stop sequence that the text ends with, 0 if it ends with none. While it is
-    0, `depth` items at the end of the text may be the beginning of a stop sequence.
+    0, the last `depth` items can still become a stop sequence.
     """
 
     depth: int
     complete: int
-    first: int  # sequences first to last - 1, in order, begin with these items
+    first: int  # the sorted sequences from `first` to `last` - 1 begin with these items
     last: int
-    shorter: StopState | None  # how the text ends but for that: the next longest beginning of a stop sequence
+    shorter: StopState | None  # the same for fewer items at the end: the failure link
     after: dict[int, StopState] = field(default_factory=dict)  # the states that follow, by the next item
 
 
