@@ -17,11 +17,11 @@ from typing import Any
 import aiohttp
 import psutil
 
-from gptj_triton.bench.events import EventReader
 from gptj_triton.bench.machine import OtherPrograms, resident_mib, tree
 from gptj_triton.bench.percentiles import Times, percentiles
 from gptj_triton.bench.perf_inputs import shipped_prompts
 from gptj_triton.client import STREAMING_MODEL
+from gptj_triton.client.events import EventReader
 
 TRITON = ("tritonserver", "triton_python_backend_stub")
 NAME_BYTES = 15  # of a process that the system keeps

@@ -19,6 +19,7 @@ from gptj_triton.client.errors import (
     one_line,
     reason,
 )
+from gptj_triton.client.events import EventReader
 from gptj_triton.client.request import MODEL, PROMPT, STREAMING_MODEL, encoded
 
 
@@ -34,24 +35,16 @@ class GenerateEndpoint:
 
     def ask(self, prompts: list[str], fields: dict[str, Any]) -> list[Answer]:
         with self._errors_translated():
-            response = self._post(f"{MODEL}/generate", prompts[0], fields)
-            try:
-                answer = response.json()
-            except requests.exceptions.JSONDecodeError:
-                status = str(response.status_code)
-                raise ServerError(f"HTTP {status} without JSON: {response.text[:200]!r}", status) from None
-        if "error" in answer or not response.ok:
-            raise ServerError(one_line(str(answer.get("error", answer))), str(response.status_code))
-        return [self._answer(answer)]
+            return [self._answer(self._json(self._post(f"{MODEL}/generate", prompts[0], fields)))]
 
     def stream(self, prompt: str, fields: dict[str, Any]) -> Generator[Answer, None, None]:
         with self._errors_translated(), self._post(f"{STREAMING_MODEL}/generate_stream", prompt, fields) as response:
-            # Server-sent events, each a line `data: JSON`; leaving the block closes the connection.
-            for line in response.iter_lines():
-                if not line:
-                    continue
-                answer = self._event(line, "" if response.ok else str(response.status_code))
-                yield self._answer(answer)
+            if not response.ok:
+                self._json(response)
+            reader = EventReader()
+            for chunk in response.iter_content(chunk_size=None):  # leaving the block closes the connection
+                for event in self._events(reader, chunk):
+                    yield self._answer(event)
 
     def _post(self, path: str, prompt: str, fields: dict[str, Any]) -> requests.Response:
         """The response to a request; of a stream only its head has been read."""
@@ -75,15 +68,29 @@ class GenerateEndpoint:
             raise ConnectionFailedError(f"cannot reach {self._url}: {reason(error)}") from None
 
     @staticmethod
-    def _event(line: bytes, status: str) -> dict[str, Any]:
-        """The answer in one line of a stream. Raises ServerError for an error, or what is no event."""
+    def _json(response: requests.Response) -> dict[str, Any]:
+        """The object in a response that is no stream. Raises ServerError for an error."""
+        status = str(response.status_code)
+        text = response.text.removeprefix("data:")  # as Triton begins the refusal of a stream, too
         try:
-            answer: dict[str, Any] = json.loads(line.removeprefix(b"data:"))
+            answer: dict[str, Any] = json.loads(text)
         except ValueError:
-            raise ServerError(f"no event of a stream: {line[:200]!r}", status) from None
-        if "error" in answer:
-            raise ServerError(one_line(str(answer["error"])), status)
+            raise ServerError(f"HTTP {status} without JSON: {text[:200]!r}", status) from None
+        if "error" in answer or not response.ok:
+            raise ServerError(one_line(str(answer.get("error", answer))), status)
         return answer
+
+    @staticmethod
+    def _events(reader: EventReader, chunk: bytes) -> Iterator[dict[str, Any]]:
+        """The events that a chunk of a stream completes. Raises ServerError for an error, or what is no event."""
+        try:
+            events = reader.feed(chunk)
+        except ValueError as error:
+            raise ServerError(str(error), "") from None
+        for event in events:
+            if "error" in event:
+                raise ServerError(one_line(str(event["error"])), "")
+            yield event
 
     @staticmethod
     def _answer(values: dict[str, Any]) -> Answer:

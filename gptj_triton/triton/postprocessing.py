@@ -9,7 +9,6 @@ their order, so that the client gets them so.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,10 @@ from numpy.typing import NDArray
 from gptj_triton.process.directory import server_directory
 from gptj_triton.text.detokenizer import Detokenizer
 from gptj_triton.triton.cancel_reports import CancelReports
+from gptj_triton.triton.kept_tensors import KeptTensors
 from gptj_triton.triton.stubs import own_server_pid
 
-KEPT_TENSORS = 64  # they stay in memory that is shared with Triton
+KEPT_TENSORS = 64
 
 
 class TritonPythonModel:
@@ -33,7 +33,7 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         repository = Path(args["model_repository"]).parent
         self.detokenizer = Detokenizer.load(repository / parameters["tokenizer_dir"]["string_value"])
-        self.tensors_kept: dict[tuple[Any, ...], Any] = {}
+        self.kept = KeptTensors(KEPT_TENSORS)
         self.reports = CancelReports(server_directory(own_server_pid()))
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -43,7 +43,7 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """Close the connections to engines, and give Triton's memory back."""
         self.reports.close()
-        self.tensors_kept.clear()
+        self.kept.clear()
 
     def answer(self, request: Any) -> Any:
         """The response to one request of any number of rows."""
@@ -53,17 +53,6 @@ class TritonPythonModel:
             for failure in self.reports.send(set(inputs["cancel_handle"].ravel().tolist())):
                 pb_utils.Logger.log_warn(failure)
         return pb_utils.InferenceResponse(self.outputs(inputs))
-
-    def kept(self, name: str, values: tuple[Any, ...], make: Callable[[], NDArray[Any]]) -> Any:
-        """The tensor that `make` makes of `values`, made once: most responses have all of their tensors but the text
-        alike.
-        """
-        found = self.tensors_kept.get((name, values))
-        if found is None:
-            if len(self.tensors_kept) >= KEPT_TENSORS:
-                self.tensors_kept.clear()
-            found = self.tensors_kept[name, values] = pb_utils.Tensor(name, make())
-        return found
 
     def outputs(self, inputs: dict[str, NDArray[Any]]) -> list[Any]:
         """The outputs, [B, n] for B rows of n sequences: reasons are empty strings until the last response of a stream,
@@ -100,11 +89,11 @@ class TritonPythonModel:
         texts = np.array([piece.text.encode() for piece in pieces], np.object_).reshape(shape)
         return [
             pb_utils.Tensor("text_output", texts),
-            self.kept("finish_reason", (shape, reasons), lambda: np.array(reasons, np.object_).reshape(shape)),
+            self.kept.get("finish_reason", (shape, reasons), lambda: np.array(reasons, np.object_).reshape(shape)),
             *(
                 pb_utils.Tensor(name, counts[name])
                 if name in counts
-                else self.kept(name, (rows,), lambda: np.empty((rows, 0), np.int32))
+                else self.kept.get(name, (rows,), lambda: np.empty((rows, 0), np.int32))
                 for name in ("num_input_tokens", "num_output_tokens")
             ),
         ]

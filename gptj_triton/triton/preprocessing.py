@@ -7,18 +7,19 @@ out. Knows nothing of the engine.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from gptj_triton.text import tokenizer
 from gptj_triton.triton import request_fields, token_tensors
+from gptj_triton.triton.kept_tensors import KeptTensors
 
-KEPT_TENSORS = 256  # they stay in memory that is shared with Triton
+KEPT_TENSORS = 256
 
 
 class TritonPythonModel:
@@ -32,7 +33,7 @@ class TritonPythonModel:
         self.limits = request_fields.PromptLimits(
             self.prompts.context_length, self.prompts.vocab_size, self.prompts.longest_token
         )
-        self.tensors_kept: dict[tuple[str, tuple[float, ...]], Any] = {}
+        self.kept = KeptTensors(KEPT_TENSORS)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response for each request: its tensors, or the error that names the field."""
@@ -40,7 +41,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Give Triton's memory back."""
-        self.tensors_kept.clear()
+        self.kept.clear()
 
     def answer(self, request: Any) -> Any:
         """The response to one request of any number of rows; a row that cannot be served fails the whole request."""
@@ -82,19 +83,10 @@ class TritonPythonModel:
     def column(self, name: str, values: Iterable[float], dtype: DTypeLike) -> Any:
         """One value a row, [B, 1]."""
         values = tuple(values)
-        return self.kept(name, values, lambda: token_tensors.column(values, dtype))
+        return self.kept.get(name, values, lambda: token_tensors.column(values, dtype))
 
     def word_lists(self, name: str, rows: list[tuple[str, ...]]) -> Any:
         """The words of each row as token ids, [B, 2, W]."""
         if not any(rows):
-            return self.kept(name, (len(rows),), lambda: token_tensors.word_lists([[]] * len(rows)))
+            return self.kept.get(name, (len(rows),), lambda: token_tensors.word_lists([[]] * len(rows)))
         return pb_utils.Tensor(name, token_tensors.word_lists([self.prompts.word_sequences(words) for words in rows]))
-
-    def kept(self, name: str, values: tuple[float, ...], make: Callable[[], NDArray[Any]]) -> Any:
-        """The tensor that `make` makes of `values`, made once: most requests have most of their tensors alike."""
-        found = self.tensors_kept.get((name, values))
-        if found is None:
-            if len(self.tensors_kept) >= KEPT_TENSORS:
-                self.tensors_kept.clear()
-            found = self.tensors_kept[name, values] = pb_utils.Tensor(name, make())
-        return found

@@ -13,11 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gptj_triton.bench.events import EventReader
 from gptj_triton.bench.machine import resident_mib, tree
 from gptj_triton.bench.percentiles import percentiles
 from gptj_triton.bench.results import make_result, write_csv, write_json
 from gptj_triton.bench.streams import Stream, StreamFailedError
+from gptj_triton.client.events import EventReader
 
 EVENTS = 'data: {"text_output": "a\\n", "sequence_length": 5}\n\ndata: {"text_output": "é", "sequence_length": 7}\n\n'
 
@@ -38,7 +38,7 @@ def test_events_are_read_however_they_are_cut(size: int) -> None:
 
 def test_what_is_no_event_of_json_is_an_error() -> None:
     for wrong in (b"<html>\n\n", b"data: {\n\n"):
-        with pytest.raises(ValueError, match=r"not an event|Expecting"):
+        with pytest.raises(ValueError, match="not an event"):
             EventReader().feed(wrong)
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptj_triton.bench.events import EventReader
 from gptj_triton.bench.perf_analyzer import PerfAnalyzer, PerfError
+from gptj_triton.client.events import EventReader
 
 
 @dataclass(frozen=True)

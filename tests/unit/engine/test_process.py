@@ -80,7 +80,8 @@ def open_frontend(config: EngineConfig, server: Server) -> Iterator[Callable[...
 
         yield open_one
         stack.close()
-        psutil.wait_procs(psutil.Process().children(), timeout=30)
+        engines = [child for child in psutil.Process().children() if child.pid != server.pid]
+        psutil.wait_procs(engines, timeout=30)
 
 
 def files_of(server: Server) -> Path:
