@@ -26,12 +26,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gptj_triton.checkpoint.data_types import DTYPES
+from gptj_triton.checkpoint.data_types import WEIGHT_TYPES
+from gptj_triton.checkpoint.families.family import ModelFamily
 from gptj_triton.checkpoint.fastertransformer import part_files
 from gptj_triton.checkpoint.files import CONFIG_INI, CheckpointFiles, find_checkpoint_files
-from gptj_triton.checkpoint.huggingface import views
 from gptj_triton.checkpoint.model_config import ModelConfig
-from gptj_triton.checkpoint.tensor_table import TensorSpec, check_split, gptj_tensors
+from gptj_triton.checkpoint.tensor_table import TensorSpec, check_split, model_tensors
 from gptj_triton.checkpoint.weights import WeightSource, open_weights
 from gptj_triton.errors import ConfigError
 
@@ -43,8 +43,6 @@ INPUT_SUFFIXES = {".bin", ".ini", ".json", ".safetensors"}  # a change of such a
 UNFINISHED = ".unfinished"
 MANIFEST = "conversion.json"  # in DST.partial: which conversion it belongs to
 SHARD_BYTES = 5_000_000_000  # the most of one safetensors file, as transformers saves them
-TORCH_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-SAFETENSORS_NAMES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def parse_settings(arguments: Sequence[str] | None) -> Settings:
     add("target", type=Path, metavar="DST", help="directory to make; what is not complete stands in DST.partial")
     add("--to", required=True, choices=["fastertransformer", "huggingface"])
     add("--tensor-para-size", type=int, default=1, metavar="T", help="GPUs that share the weights (default: 1)")
-    add("--weight-data-type", choices=list(DTYPES), help="default: the source's own")
+    add("--weight-data-type", choices=list(WEIGHT_TYPES), help="default: the source's own")
     add("--context-length", type=int, default=0, metavar="N", help="tokens, where no config.json beside SRC says it")
     return Settings(**vars(parser.parse_args(arguments)))
 
@@ -172,7 +170,7 @@ def take_up(partial: Path, settings: Settings, files: CheckpointFiles, data_type
 
 def read(source: WeightSource, tensor: TensorSpec, data_type: str) -> Tensor:
     """The whole tensor as `data_type`; ConfigError where that type cannot hold a value."""
-    whole = torch.empty(tensor.shape, dtype=DTYPES[data_type])
+    whole = torch.empty(tensor.shape, dtype=WEIGHT_TYPES[data_type].dtype)
     source.copy(tensor.name, whole)
     # Two numbers, NaN where there is one in the tensor; isfinite would make a tensor of its own.
     if not all(math.isfinite(extreme) for extreme in whole.aminmax()):
@@ -184,8 +182,8 @@ def write_fastertransformer(
     partial: Path, source: WeightSource, config: ModelConfig, data_type: str, tensor_para_size: int
 ) -> None:
     """config.ini and model.*.bin, a file for each part of a tensor."""
-    tensors = gptj_tensors(config).values()
-    metas = [torch.empty(tensor.shape, dtype=DTYPES[data_type], device="meta") for tensor in tensors]
+    tensors = model_tensors(config).values()
+    metas = [torch.empty(tensor.shape, dtype=WEIGHT_TYPES[data_type].dtype, device="meta") for tensor in tensors]
     writer = Writer(partial, sum(meta.nbytes for meta in metas))
     with writer.bar:
         for tensor, meta in zip(tensors, metas, strict=True):
@@ -200,14 +198,7 @@ def write_fastertransformer(
     ini = configparser.ConfigParser(interpolation=None)
     ini["gptj"] = {
         "model_name": "gptj",
-        "head_num": str(config.num_heads),
-        "size_per_head": str(config.head_size),
-        "inter_size": str(config.inner_size),
-        "num_layer": str(config.num_layers),
-        "rotary_embedding": str(config.rotary_dim),
-        "vocab_size": str(config.vocab_size),
-        "start_id": str(config.start_id),
-        "end_id": str(config.end_id),
+        **config.to_fastertransformer(),
         "weight_data_type": data_type,
     }
     with (partial / CONFIG_INI).open("w", encoding="utf-8") as text:
@@ -226,7 +217,7 @@ def plan_shards(config: ModelConfig, item_bytes: int, shard_bytes: int) -> list[
     """Tensors in their order, as many to a file as `shard_bytes` hold, one at least."""
     groups: list[list[TensorSpec]] = [[]]
     size = 0
-    for tensor in gptj_tensors(config).values():
+    for tensor in model_tensors(config).values():
         tensor_bytes = torch.Size(tensor.shape).numel() * item_bytes
         if groups[-1] and size + tensor_bytes > shard_bytes:
             groups.append([])
@@ -241,7 +232,7 @@ def plan_shards(config: ModelConfig, item_bytes: int, shard_bytes: int) -> list[
     ]
 
 
-def safetensors_header(shard: Shard, data_type: str) -> tuple[bytes, list[str], int]:
+def safetensors_header(shard: Shard, family: ModelFamily, data_type: str) -> tuple[bytes, list[str], int]:
     """The header as it stands in the file, the names of the shard's tensors, and the bytes of their data.
 
     Written here, because the library wants all tensors of a file in memory. Source: the format's description,
@@ -250,12 +241,12 @@ def safetensors_header(shard: Shard, data_type: str) -> tuple[bytes, list[str], 
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in shard.tensors:
-        meta = torch.empty(tensor.shape, dtype=DTYPES[data_type], device="meta")
-        for name, view in views(tensor.name, meta).items():
-            end = offset + view.numel() * view.itemsize
+        meta = torch.empty(tensor.shape, dtype=WEIGHT_TYPES[data_type].dtype, device="meta")
+        for name, views in family.views(tensor.name, meta).items():
+            end = offset + sum(view.nbytes for view in views)
             entries[name] = {
-                "dtype": SAFETENSORS_NAMES[data_type],
-                "shape": list(view.shape),
+                "dtype": WEIGHT_TYPES[data_type].safetensors_name,
+                "shape": [sum(len(view) for view in views), *views[0].shape[1:]],
                 "data_offsets": [offset, end],
             }
             offset = end
@@ -268,8 +259,8 @@ def write_huggingface(
     partial: Path, source: WeightSource, config: ModelConfig, data_type: str, shard_bytes: int
 ) -> None:
     """model.safetensors, or its shards and their index."""
-    shards = plan_shards(config, DTYPES[data_type].itemsize, shard_bytes)
-    headers = [safetensors_header(shard, data_type) for shard in shards]
+    shards = plan_shards(config, WEIGHT_TYPES[data_type].bytes, shard_bytes)
+    headers = [safetensors_header(shard, config.family, data_type) for shard in shards]
     total = sum(data_bytes for _, _, data_bytes in headers)
     writer = Writer(partial, total)
     with writer.bar:
@@ -279,8 +270,9 @@ def write_huggingface(
             with create(partial / shard.name) as file:
                 file.write(header)
                 for tensor in shard.tensors:
-                    for view in views(tensor.name, read(source, tensor, data_type)).values():
-                        writer.write_tensor(file, view)
+                    for views in config.family.views(tensor.name, read(source, tensor, data_type)).values():
+                        for view in views:
+                            writer.write_tensor(file, view)
     if len(shards) > 1:
         weight_map = {name: shard.name for shard, (_, names, _) in zip(shards, headers, strict=True) for name in names}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -293,7 +285,7 @@ def write_companions(partial: Path, files: CheckpointFiles, config: ModelConfig,
     raw = config.to_huggingface() if found is None else json.loads(found.read_text(encoding="utf-8"))
     # Both matrices are written, so nothing is tied any more; older releases of transformers named the type torch_dtype.
     raw.pop("torch_dtype", None)
-    raw |= {"dtype": TORCH_NAMES[data_type], "tie_word_embeddings": False}
+    raw |= {"dtype": WEIGHT_TYPES[data_type].torch_name, "tie_word_embeddings": False}
     (partial / "config.json").write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for name in COMPANIONS:
         path = files.find(name)

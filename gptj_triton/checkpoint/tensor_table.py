@@ -1,6 +1,6 @@
-"""The tensors of a GPT-J checkpoint: FasterTransformer's names, whole shapes, and how tensor parallelism splits them.
+"""The tensors of a model: FasterTransformer's names for GPT-J, full shapes, and how tensor parallelism splits them.
 
-Both kinds of checkpoint answer to this table. Knows no files.
+Every family and both kinds of checkpoint are mapped to this table. Knows no files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Shard:
     size: int = 1
 
 
-WHOLE = Shard()
+UNSHARDED = Shard()
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def check_split(config: ModelConfig, tensor_para_size: int) -> None:
             raise ConfigError(f"a split into {tensor_para_size} does not divide the {name}, {size}")
 
 
-def gptj_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
+def model_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
     """Every tensor by name: matrices of the layers are [in, out], wte and lm_head [vocabulary, hidden].
 
     Source: FasterTransformer, GptJWeight.cc and GptJDecoderLayerWeight.cc.

@@ -16,7 +16,7 @@ from gptj_triton.checkpoint.fastertransformer import FasterTransformerWeights
 from gptj_triton.checkpoint.files import find_checkpoint_files
 from gptj_triton.checkpoint.huggingface import HuggingFaceWeights
 from gptj_triton.checkpoint.model_config import ModelConfig
-from gptj_triton.checkpoint.tensor_table import WHOLE, Shard, gptj_tensors
+from gptj_triton.checkpoint.tensor_table import UNSHARDED, Shard, model_tensors
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class ModelWeights:
-    """A whole GPT-J: V vocabulary. `embedding` [V, H], `head_weight` [H, V], `head_bias` [V]."""
+    """All weights of a rank: V is the vocabulary. `embedding` [V, H], `head_weight` [H, V], `head_bias` [V]."""
 
     embedding: Tensor
     layers: list[LayerWeights]
@@ -53,11 +53,11 @@ class ModelWeights:
 
 
 class WeightSource(Protocol):
-    """A checkpoint on disk, of whatever kind."""
+    """A checkpoint on disk, of either kind."""
 
     @property
     def data_type(self) -> str | None:
-        """fp32, fp16 or bf16, None for another."""
+        """A name in WEIGHT_TYPES, None for any other type."""
 
     def copy(self, name: str, destination: Tensor) -> None:
         """Fill `destination` with a tensor of the table, converted to its type and device."""
@@ -72,14 +72,14 @@ def open_weights(checkpoint: Path, config: ModelConfig) -> WeightSource:
 
 
 def load_weights(
-    checkpoint: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device, shard: Shard = WHOLE
+    checkpoint: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device, shard: Shard = UNSHARDED
 ) -> ModelWeights:
     """Load a rank's weights as `dtype` to `device`; never holds more than one tensor besides the result.
 
     Raises ConfigError naming the file, what was expected and what was found.
     """
     source = open_weights(checkpoint, config)
-    tensors = gptj_tensors(config)
+    tensors = model_tensors(config)
     hidden, inner = config.hidden_size, config.inner_size // shard.size
     attention = hidden // shard.size  # the heads of this rank
 
