@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gptj_triton.checkpoint.data_types import WEIGHT_TYPES
-from gptj_triton.checkpoint.families.family import ModelFamily
+from gptj_triton.checkpoint.families.family import ModelFamily, joint_shape
 from gptj_triton.checkpoint.files import HUGGINGFACE_WEIGHTS
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.checkpoint.tensor_table import model_tensors
@@ -36,7 +36,7 @@ class HuggingFaceWeights:
         shapes: dict[str, tuple[int, ...]] = {}
         for tensor in model_tensors(config).values():
             for name, views in self._family.views(tensor.name, torch.empty(tensor.shape, device="meta")).items():
-                shapes[self._key(name)] = (sum(len(view) for view in views), *views[0].shape[1:])
+                shapes[self._key(name)] = joint_shape(views)
         for key, shape in shapes.items():
             self._check(key, shape)
         for key, file in self._file_of.items():

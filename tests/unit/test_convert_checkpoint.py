@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GPTJForCausalLM
 
-from gptj_triton.checkpoint.convert import Settings, convert, main
+from gptj_triton.checkpoint.convert.command import main
+from gptj_triton.checkpoint.convert.conversion import Settings, convert
 from gptj_triton.checkpoint.data_types import WEIGHT_TYPES
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.checkpoint.weights import load_weights
@@ -243,7 +244,8 @@ def test_a_killed_conversion_leaves_no_result_and_goes_on_behind_the_last_whole_
     target, partial = tmp_path / "target", tmp_path / "target.partial"
     settings = {"source": large, "target": target, "to": to, "shard_bytes": 20_000_000}
     code = (
-        "import sys; from pathlib import Path; from gptj_triton.checkpoint.convert import Settings, convert\n"
+        "from pathlib import Path\n"
+        "from gptj_triton.checkpoint.convert.conversion import Settings, convert\n"
         f"convert(Settings(Path({str(large)!r}), Path({str(target)!r}), {to!r}, shard_bytes=20_000_000))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
@@ -312,7 +314,8 @@ def test_two_runs_at_once_do_not_write_the_same_files(large: Path, tmp_path: Pat
 def test_memory_holds_a_few_tensors_never_the_weights(to: str, data_type: str, large: Path, tmp_path: Path) -> None:
     """VmHWM, because ru_maxrss starts with the parent's."""
     code = (
-        "import sys; from pathlib import Path; from gptj_triton.checkpoint.convert import Settings, convert\n"
+        "from pathlib import Path\n"
+        "from gptj_triton.checkpoint.convert.conversion import Settings, convert\n"
         "def peak():\n"
         "    lines = Path('/proc/self/status').read_text().splitlines()\n"
         "    return int(next(line for line in lines if line.startswith('VmHWM')).split()[1]) * 1024\n"

@@ -63,3 +63,8 @@ class ModelFamily:
         if rest == "attention.query_key_value.weight":
             return {layer + stored: views for stored, views in self.query_key_value(tensor).items()}
         return {layer + self.layer_names[rest]: (tensor.T if tensor.ndim == 2 else tensor,)}
+
+
+def joint_shape(views: tuple[Tensor, ...]) -> tuple[int, ...]:
+    """The shape of the Hugging Face tensor that `views` make up."""
+    return (sum(len(view) for view in views), *views[0].shape[1:])
