@@ -143,6 +143,10 @@ class ModelConfig:
                 f"{path}: {keys['hidden_size']} {config.hidden_size} is no multiple of {keys['num_heads']} "
                 f"{config.num_heads}"
             )
+        if config.num_heads % family.heads_multiple:
+            raise ConfigError(
+                f"{path}: {keys['num_heads']} is {config.num_heads}, expected a multiple of {family.heads_multiple}"
+            )
         config._check_rotary(path, keys["rotary_dim"])
         return config
 

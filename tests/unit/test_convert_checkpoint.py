@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import GPTJForCausalLM
+from transformers import AutoModelForCausalLM, GPTJForCausalLM
 
 from gptj_triton.checkpoint.convert.command import main
 from gptj_triton.checkpoint.convert.conversion import Settings, convert
@@ -87,6 +87,24 @@ def test_the_files_are_those_that_nvidias_converter_writes_and_come_back_bit_for
     if data_type == "fp32":
         for got, expected in zip(engine_tensors(target), engine_tensors(source), strict=True):
             assert torch.equal(got, expected)
+
+
+def test_a_codegen_becomes_the_files_of_a_gptj_with_its_weights_and_comes_back_bit_for_bit(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    source = make_checkpoint("CodeGen", **FOUR_HEADS)
+    target = run(source, tmp_path / "2-gpu", "fastertransformer", 2)
+    back = run(target, tmp_path / "back", "huggingface")
+    assert_equal(tensors_of(back), tensors_of(source))
+    assert ModelConfig.read(target) == ModelConfig.read(back) == ModelConfig.read(source)
+    (target / "config.json").unlink()  # without it the files are those of any GPT-J
+    gptj = run(target, tmp_path / "gptj", "huggingface", context_length=64)
+    for got, expected in zip(engine_tensors(gptj), engine_tensors(source), strict=True):
+        assert torch.equal(got, expected)
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        got, expected = (AutoModelForCausalLM.from_pretrained(folder).eval()(ids).logits for folder in (gptj, source))
+    torch.testing.assert_close(got, expected)
 
 
 def test_a_split_becomes_another_split_and_then_what_it_was(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:

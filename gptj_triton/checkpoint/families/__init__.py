@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gptj_triton.checkpoint.families.codegen import CODEGEN
 from gptj_triton.checkpoint.families.gptj import GPTJ
 
-FAMILIES = {family.model_type: family for family in (GPTJ,)}
+FAMILIES = {family.model_type: family for family in (GPTJ, CODEGEN)}

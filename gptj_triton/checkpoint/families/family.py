@@ -37,7 +37,7 @@ class ModelFamily:
     `outer_names` and `layer_names` map names of the tensor table to Hugging Face's; those of layer N follow
     "transformer.h.N." there. `query_key_value` takes the table's tensor [H, 3, H] of that name and returns the tensors
     of a layer that it is stored as, in the form that `views` describes. `legacy_buffers` matches constants that older
-    releases of transformers saved with the weights.
+    releases of transformers saved with the weights. The number of heads must be a multiple of `heads_multiple`.
     """
 
     name: str
@@ -49,6 +49,7 @@ class ModelFamily:
     layer_names: Mapping[str, str]
     query_key_value: Callable[[Tensor], dict[str, tuple[Tensor, ...]]]
     legacy_buffers: re.Pattern[str]
+    heads_multiple: int = 1
 
     def views(self, name: str, tensor: Tensor) -> dict[str, tuple[Tensor, ...]]:
         """The Hugging Face tensors that make up the tensor `name` of the table, as views of `tensor`.
