@@ -1,7 +1,7 @@
 """The data types, by the names that users write. Does not import torch until a `torch.dtype` is asked for.
 
-Weights, computation and the KV cache may have types of their own, so each has a table of its own. Today the KV cache
-has the type of the computation, and weights are converted to it when they are loaded.
+The types of the weights, of the computation and of the KV cache are three things. Weights and computation have a table
+each. The KV cache has the type of the computation, and weights are converted to it when they are loaded.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class FasterTransformerWeights:
             view.copy_(stored.to(view.device).view(view.shape))
 
     def _check(self, tensor: TensorSpec, sizes: dict[str, int]) -> None:
-        """Compare the files of a tensor with what they must be, and take them from `sizes`."""
+        """Compare the files of a tensor with the sizes they must have, and remove them from `sizes`."""
         meta = torch.empty(tensor.shape, dtype=WEIGHT_TYPES[self.data_type].dtype, device="meta")
         views = tensor.parts(meta, self._tensor_para_size)
         for file, view in zip(part_files(tensor, self._tensor_para_size), views, strict=True):

@@ -13,9 +13,9 @@ from gptj_triton.checkpoint.families.family import ConfigKey, ModelFamily
 from gptj_triton.checkpoint.files import CONFIG_INI, find_checkpoint_files
 from gptj_triton.errors import ConfigError
 
-# FasterTransformer's files do not say it, and its kernels take 1e-6; GPT-J was trained with this.
+# FasterTransformer's files lack it, and its kernels use 1e-6; GPT-J was trained with this.
 GPTJ_LAYER_NORM_EPS = 1e-5
-# What `config.ini` may say besides the shape, the last three for checkpoints with prompt-tuning tasks.
+# Keys of `config.ini` besides the shape; the last three are for checkpoints with prompt-tuning tasks.
 OTHER_INI_KEYS = {"model_name", "weight_data_type", "num_tasks", "prompt_learning_start_id", "prompt_learning_type"}
 
 
@@ -69,7 +69,7 @@ class ModelConfig:
 
     @classmethod
     def from_fastertransformer(cls, path: Path, context_length: int, layer_norm_eps: float) -> ModelConfig:
-        """Read FasterTransformer's `config.ini`, which says neither of the other arguments.
+        """Read FasterTransformer's `config.ini`, which lacks the values of the other two arguments.
 
         Raises ConfigError naming the file, the key and what was found.
         """

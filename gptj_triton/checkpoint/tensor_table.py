@@ -27,17 +27,19 @@ UNSHARDED = Shard()
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """`name` is FasterTransformer's file name without `model.` and `.bin`; `split` is the axis that ranks share, None
-    where each has the whole.
+    """One tensor, unsharded.
+
+    `name` is FasterTransformer's file name without `model.` and `.bin`. `split` is the axis along which the ranks share
+    the tensor, None where each rank has all of it.
     """
 
     name: str
     shape: tuple[int, ...]
     split: int | None = None
 
-    def parts(self, whole: Tensor, tensor_para_size: int) -> list[Tensor]:
-        """What each rank has of a tensor that is split, as views of `whole`; of any other the one that all have."""
-        return [whole] if self.split is None else list(whole.tensor_split(tensor_para_size, dim=self.split))
+    def parts(self, full: Tensor, tensor_para_size: int) -> list[Tensor]:
+        """The part of each rank, as views of `full`; a single one, `full` itself, where the tensor is not split."""
+        return [full] if self.split is None else list(full.tensor_split(tensor_para_size, dim=self.split))
 
 
 def check_split(config: ModelConfig, tensor_para_size: int) -> None:

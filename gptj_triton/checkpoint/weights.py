@@ -1,6 +1,6 @@
 """Turns a checkpoint of either kind into the engine's merged matrices, which are filled slice by slice.
 
-Knows the engine's layout; the sources know the files.
+Knows the engine's layout; knows neither files nor families.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def load_weights(
         if shard.size == 1 or spec.split is None:
             source.copy(name, destination)
             return
-        whole = torch.empty(spec.shape, dtype=dtype, device=device)
-        source.copy(name, whole)
-        destination.copy_(spec.parts(whole, shard.size)[shard.rank])
+        full = torch.empty(spec.shape, dtype=dtype, device=device)
+        source.copy(name, full)
+        destination.copy_(spec.parts(full, shard.size)[shard.rank])
 
     def matrix(rows: int, columns: int) -> Tensor:
         # A GPU's kernels read a column at a time; on a CPU the exactness of `linear` needs the rows whole.
@@ -115,7 +115,7 @@ def load_weights(
         fill(f"{layer}mlp.dense_4h_to_h.weight", out_weight[attention:])
         out_bias = load(f"{layer}mlp.dense_4h_to_h.bias")
         if shard.rank > 0:
-            out_bias.zero_()  # the ranks' results are added up, and it belongs in there once
+            out_bias.zero_()  # the ranks' results are summed, and the sum has the bias once
         return LayerWeights(
             norm_weight=load(f"{layer}input_layernorm.weight"),
             norm_bias=load(f"{layer}input_layernorm.bias"),

@@ -32,7 +32,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "narrow MLP": {"n_inner": 200},
     "other epsilon": {"layer_norm_epsilon": 1e-2},
     "CodeGen, four heads": {"family": "CodeGen", "n_embd": 96, "n_head": 4, "rotary_dim": 8},
-    "CodeGen, eight heads that turn whole": {"family": "CodeGen", "n_embd": 128, "n_head": 8, "n_inner": 200},
+    "CodeGen, whole heads turn": {"family": "CodeGen", "n_embd": 128, "n_head": 8, "n_inner": 200},
     "CodeGen, twelve heads": {"family": "CodeGen", "n_embd": 96, "n_head": 12, "rotary_dim": 4},
 }
 
