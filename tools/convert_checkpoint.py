@@ -2,7 +2,7 @@
 
 import sys
 
-from gptj_triton.checkpoint.convert import main
+from gptj_triton.checkpoint.convert.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

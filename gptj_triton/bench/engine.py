@@ -24,12 +24,12 @@ from gptj_triton.engine.config import cpu_settings
 os.environ.update(cpu_settings() | os.environ)  # torch reads them when it is imported
 
 import torch
-from transformers import GPTJForCausalLM
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from gptj_triton.bench.machine import processor
 from gptj_triton.bench.results import make_result
-from gptj_triton.checkpoint.data_types import DTYPES
+from gptj_triton.checkpoint.data_types import COMPUTE_TYPES
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.engine.config import DATA_TYPES, DEVICES, EngineConfig
 from gptj_triton.engine.device import choose_data_type, choose_device
@@ -81,7 +81,8 @@ def transformers_generate(model: Any) -> Generate:
 def load_contenders(options: argparse.Namespace) -> dict[str, Generate]:
     """Both sides by name, on one device and in one data type; EngineError if the checkpoint or an option forbids it."""
     # On a GPU the engine's KV cache takes most of what is free, so the other's weights must be there before.
-    model = GPTJForCausalLM.from_pretrained(options.model, dtype=DTYPES[options.data_type]).to(options.device).eval()
+    dtype = COMPUTE_TYPES[options.data_type].dtype
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype).to(options.device).eval()
     config = EngineConfig(
         str(options.model),
         data_type=options.data_type,
@@ -201,7 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         device = choose_device(options.device)
         options.device, options.data_type = device.type, choose_data_type(options.data_type, device)
-        vocab_size = ModelConfig.read(options.model).vocab_size  # says in one line what is no GPT-J
+        vocab_size = ModelConfig.read(options.model).vocab_size  # refuses an unknown model in one line
         contenders = load_contenders(options)
         print(heading(options))
         measurements = []

@@ -22,8 +22,8 @@ import torch
 
 from gptj_triton.bench.random_checkpoint import GPTJ_6B, write_random_checkpoint
 from gptj_triton.bench.results import Result, make_result, write_json
-from gptj_triton.checkpoint.data_types import DTYPES
-from gptj_triton.checkpoint.tensor_table import gptj_tensors
+from gptj_triton.checkpoint.data_types import COMPUTE_TYPES
+from gptj_triton.checkpoint.tensor_table import model_tensors
 from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.engine import Engine
 from gptj_triton.engine.load import load_engine
@@ -62,8 +62,8 @@ class Benchmark:
         self._engine = engine
         self._bandwidth = bandwidth
         self._random = random.Random(0)
-        model, size = engine.model_config, DTYPES[data_type].itemsize
-        tensors = gptj_tensors(model).values()
+        model, size = engine.model_config, COMPUTE_TYPES[data_type].bytes
+        tensors = model_tensors(model).values()
         weights = {tensor.name: torch.Size(tensor.shape).numel() for tensor in tensors if tensor.name != "wte"}
         self._weight_bytes = size * sum(weights.values())
         self._head_flops = 2 * weights["lm_head.weight"]  # for each token whose logits are wanted

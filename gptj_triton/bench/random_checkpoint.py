@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from gptj_triton.checkpoint.data_types import DTYPES
-from gptj_triton.checkpoint.huggingface import views
+from gptj_triton.checkpoint.data_types import COMPUTE_TYPES
 from gptj_triton.checkpoint.model_config import ModelConfig
-from gptj_triton.checkpoint.tensor_table import gptj_tensors
+from gptj_triton.checkpoint.tensor_table import model_tensors
 
 # Twice the context of the released model, which rotary positions allow, so that 2048 tokens can follow 2048.
 GPTJ_6B = ModelConfig(
@@ -32,10 +31,10 @@ def write_random_checkpoint(directory: Path, model: ModelConfig, data_type: str)
     """A Hugging Face checkpoint of normally distributed weights; the seed is fixed."""
     torch.manual_seed(0)
     tensors: dict[str, torch.Tensor] = {}
-    for spec in gptj_tensors(model).values():
+    for spec in model_tensors(model).values():
         mean = float(spec.name.endswith("layernorm.weight"))
-        whole = torch.empty(spec.shape, dtype=DTYPES[data_type], device="cuda").normal_(mean, 0.02)
-        tensors |= {name: view.contiguous().cpu() for name, view in views(spec.name, whole).items()}
+        whole = torch.empty(spec.shape, dtype=COMPUTE_TYPES[data_type].dtype, device="cuda").normal_(mean, 0.02)
+        tensors |= {name: torch.cat(views).cpu() for name, views in model.family.views(spec.name, whole).items()}
     directory.mkdir(parents=True, exist_ok=True)
     save_file(tensors, directory / "model.safetensors")
     (directory / "config.json").write_text(json.dumps(model.to_huggingface()))

@@ -1,4 +1,4 @@
-"""Reads tensors from a FasterTransformer GPT-J: `model.*.bin`, raw and little-endian, split for any number of GPUs.
+"""Reads tensors from FasterTransformer's `model.*.bin`: raw and little-endian, split for any number of GPUs.
 
 Knows the names of the files; knows nothing of how the weights are used.
 """
@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gptj_triton.checkpoint.data_types import DTYPES
+from gptj_triton.checkpoint.data_types import WEIGHT_TYPES
 from gptj_triton.checkpoint.files import CONFIG_INI
 from gptj_triton.checkpoint.model_config import ModelConfig, read_config_ini
-from gptj_triton.checkpoint.tensor_table import TensorSpec, check_split, gptj_tensors
+from gptj_triton.checkpoint.tensor_table import TensorSpec, check_split, model_tensors
 from gptj_triton.errors import ConfigError
 
 RANK = re.compile(r"model\.layers\.\d+\..*\.(\d+)\.bin")
@@ -33,7 +33,7 @@ class FasterTransformerWeights:
     def __init__(self, directory: Path, config: ModelConfig) -> None:
         """Raises ConfigError naming the file, what was expected and what was found."""
         self._directory = directory
-        self._tensors = gptj_tensors(config)
+        self._tensors = model_tensors(config)
         self.data_type = _read_data_type(directory / CONFIG_INI)
         sizes = {path.name: path.stat().st_size for path in directory.glob("model.*.bin")}
         ranks = [int(match[1]) for name in sizes if (match := RANK.fullmatch(name))]
@@ -49,16 +49,16 @@ class FasterTransformerWeights:
 
     def copy(self, name: str, destination: Tensor) -> None:
         """Fill `destination`, whose shape is the table's, with the tensor `name`, converted to its type and device."""
-        tensor = self._tensors[name]
+        tensor, dtype = self._tensors[name], WEIGHT_TYPES[self.data_type].dtype
         views = tensor.parts(destination, self._tensor_para_size)
         for file, view in zip(part_files(tensor, self._tensor_para_size), views, strict=True):
             path = str(self._directory / file)
-            stored = torch.from_file(path, shared=False, size=view.numel(), dtype=DTYPES[self.data_type])
+            stored = torch.from_file(path, shared=False, size=view.numel(), dtype=dtype)
             view.copy_(stored.to(view.device).view(view.shape))
 
     def _check(self, tensor: TensorSpec, sizes: dict[str, int]) -> None:
-        """Compare the files of a tensor with what they must be, and take them from `sizes`."""
-        meta = torch.empty(tensor.shape, dtype=DTYPES[self.data_type], device="meta")
+        """Compare the files of a tensor with the sizes they must have, and remove them from `sizes`."""
+        meta = torch.empty(tensor.shape, dtype=WEIGHT_TYPES[self.data_type].dtype, device="meta")
         views = tensor.parts(meta, self._tensor_para_size)
         for file, view in zip(part_files(tensor, self._tensor_para_size), views, strict=True):
             expected, found = view.numel() * view.itemsize, sizes.pop(file, None)
@@ -72,6 +72,6 @@ class FasterTransformerWeights:
 def _read_data_type(path: Path) -> str:
     """The type of the files; FasterTransformer takes fp32 where config.ini does not say."""
     data_type = read_config_ini(path).get("weight_data_type", "fp32")
-    if data_type not in DTYPES:
-        raise ConfigError(f"{path}: weight_data_type is {data_type!r}, allowed: {', '.join(DTYPES)}")
+    if data_type not in WEIGHT_TYPES:
+        raise ConfigError(f"{path}: weight_data_type is {data_type!r}, allowed: {', '.join(WEIGHT_TYPES)}")
     return data_type

@@ -1,5 +1,6 @@
-"""Finds the parts of a checkpoint: which kind a directory is, where its weights are, what stands beside them. Opens no
-file.
+"""Finds the parts of a checkpoint: which kind a directory is, where its weights are, and the files beside them.
+
+Opens no file.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ class CheckpointFiles:
 
 
 def find_checkpoint_files(path: Path) -> CheckpointFiles:
-    """What `path` stands for: a directory of either kind, or the parent of FasterTransformer's `<t>-gpu`, of which the
-    smallest split is taken. A directory that is neither counts as Hugging Face's, whose reader says what it lacks.
+    """The checkpoint at `path`, a directory of either kind or the parent of FasterTransformer's `<t>-gpu` directories.
+
+    Of several splits the smallest is taken. Any other directory counts as Hugging Face's, whose reader says what it
+    lacks.
     """
     if (path / CONFIG_INI).is_file():
         return CheckpointFiles(path, is_fastertransformer=True)

@@ -1,13 +1,11 @@
-"""Reads tensors from a Hugging Face GPT-J: safetensors or pytorch_model.bin, in one file or sharded.
+"""Reads tensors from a Hugging Face directory: safetensors or pytorch_model.bin, in one file or sharded.
 
-Knows Hugging Face's names and layouts, which `views` maps to those of the tensor table; knows nothing of how the
-weights are used.
+The model's family says how its tensors become those of the tensor table. Knows nothing of how the weights are used.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,44 +15,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gptj_triton.checkpoint.data_types import DTYPES
+from gptj_triton.checkpoint.data_types import WEIGHT_TYPES
+from gptj_triton.checkpoint.families.family import ModelFamily, joint_shape
 from gptj_triton.checkpoint.files import HUGGINGFACE_WEIGHTS
 from gptj_triton.checkpoint.model_config import ModelConfig
-from gptj_triton.checkpoint.tensor_table import gptj_tensors
+from gptj_triton.checkpoint.tensor_table import model_tensors
 from gptj_triton.errors import ConfigError
-
-OUTER_NAMES = {
-    "wte": "transformer.wte.weight",
-    "final_layernorm.weight": "transformer.ln_f.weight",
-    "final_layernorm.bias": "transformer.ln_f.bias",
-    "lm_head.weight": "lm_head.weight",
-    "lm_head.bias": "lm_head.bias",
-}
-LAYER_NAMES = {
-    "input_layernorm.weight": "ln_1.weight",
-    "input_layernorm.bias": "ln_1.bias",
-    "attention.dense.weight": "attn.out_proj.weight",
-    "mlp.dense_h_to_4h.weight": "mlp.fc_in.weight",
-    "mlp.dense_h_to_4h.bias": "mlp.fc_in.bias",
-    "mlp.dense_4h_to_h.weight": "mlp.fc_out.weight",
-    "mlp.dense_4h_to_h.bias": "mlp.fc_out.bias",
-}
-# Constants that older releases of transformers saved with the weights.
-LEGACY_BUFFER = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias|embed_positions|rotary_emb\.inv_freq)")
-
-
-def views(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """The Hugging Face tensors that make up the tensor `name` of the table, as views of `tensor`.
-
-    Linear layers are [out, in] here, and query, key and value three of them.
-    """
-    if name in OUTER_NAMES:
-        return {OUTER_NAMES[name]: tensor}
-    _, number, rest = name.split(".", 2)
-    layer = f"transformer.h.{number}."
-    if rest == "attention.query_key_value.weight":
-        return {f"{layer}attn.{kind}_proj.weight": tensor[:, index].T for index, kind in enumerate("qkv")}
-    return {layer + LAYER_NAMES[rest]: tensor.T if tensor.ndim == 2 else tensor}
 
 
 class HuggingFaceWeights:
@@ -62,42 +28,48 @@ class HuggingFaceWeights:
 
     def __init__(self, directory: Path, config: ModelConfig) -> None:
         """Raises ConfigError naming the file, what was expected and what was found."""
-        self._origin, self._file_of = _open_files(directory)
-        # The bare GPTJModel is saved without the prefix.
+        self._family = config.family
+        self._origin, self._file_of = _open_files(directory, self._family)
+        # The model without its head, such as GPTJModel, is saved without the prefix.
         self._prefixed = any(key.startswith("transformer.") for key in self._file_of)
         self._tied = _has_tied_embeddings(directory)
         shapes: dict[str, tuple[int, ...]] = {}
-        for tensor in gptj_tensors(config).values():
-            for name, view in views(tensor.name, torch.empty(tensor.shape, device="meta")).items():
-                shapes[self._key(name)] = tuple(view.shape)
+        for tensor in model_tensors(config).values():
+            for name, views in self._family.views(tensor.name, torch.empty(tensor.shape, device="meta")).items():
+                shapes[self._key(name)] = joint_shape(views)
         for key, shape in shapes.items():
             self._check(key, shape)
         for key, file in self._file_of.items():
-            if key not in shapes and not LEGACY_BUFFER.fullmatch(key):
-                raise ConfigError(f"{file.path} has the tensor {key}, which a GPT-J of this config.json has not")
+            if key not in shapes and not self._family.legacy_buffers.fullmatch(key):
+                raise ConfigError(
+                    f"{file.path} has the tensor {key}, which a {self._family.name} of this config.json has not"
+                )
 
     @property
     def data_type(self) -> str | None:
-        """The type of the embedding, as its name in DTYPES; None for any other type."""
-        key = self._key(OUTER_NAMES["wte"])
+        """The type of the embedding, as its name in WEIGHT_TYPES; None for any other type."""
+        key = self._key(self._family.outer_names["wte"])
         dtype = self._file_of[key].read(key).dtype
-        return next((name for name, known in DTYPES.items() if known is dtype), None)
+        return next((name for name, known in WEIGHT_TYPES.items() if known.dtype is dtype), None)
 
     def copy(self, name: str, destination: Tensor) -> None:
         """Fill `destination`, whose shape is the table's, with the tensor `name`, converted to its type and device."""
-        for stored, view in views(name, destination).items():
+        for stored, views in self._family.views(name, destination).items():
             key = self._key(stored)
             tensor = self._file_of[key].read(key)
             if not tensor.is_floating_point():
                 raise ConfigError(f"{self._file_of[key].path}: {key} is of {tensor.dtype}, expected floating point")
             # First to the device: that transposes and converts faster.
-            view.copy_(tensor.to(view.device))
+            parts = tensor.to(destination.device).split([len(view) for view in views])
+            for view, part in zip(views, parts, strict=True):
+                view.copy_(part)
 
     def _key(self, name: str) -> str:
         """The name in this checkpoint's files."""
         key = name if self._prefixed else name.removeprefix("transformer.")
-        if key == OUTER_NAMES["lm_head.weight"] and self._tied and key not in self._file_of:
-            return self._key(OUTER_NAMES["wte"])
+        outer_names = self._family.outer_names
+        if key == outer_names["lm_head.weight"] and self._tied and key not in self._file_of:
+            return self._key(outer_names["wte"])
         return key
 
     def _check(self, key: str, shape: tuple[int, ...]) -> None:
@@ -154,7 +126,7 @@ class _PickledFile:
         return tensors
 
 
-def _open_files(directory: Path) -> tuple[Path, dict[str, _WeightsFile]]:
+def _open_files(directory: Path, family: ModelFamily) -> tuple[Path, dict[str, _WeightsFile]]:
     """The file or index that lists the tensors, and the file of each, from whichever layout the directory has."""
     kinds: tuple[Callable[[Path], _WeightsFile], ...] = (_SafetensorsFile, _PickledFile)
     for name, open_file in zip(HUGGINGFACE_WEIGHTS, kinds, strict=True):
@@ -165,7 +137,7 @@ def _open_files(directory: Path) -> tuple[Path, dict[str, _WeightsFile]]:
             # A tensor that the index leaves out is as unknown as one that it names.
             unlisted = {key: file for file in opened.values() for key in file.shapes if key not in file_of}
             for key, unlisted_file in unlisted.items():
-                if not LEGACY_BUFFER.fullmatch(key):
+                if not family.legacy_buffers.fullmatch(key):
                     raise ConfigError(f"{index} names no file for the tensor {key}, which is in {unlisted_file.path}")
             return index, {key: opened[file] for key, file in file_of.items()}
         if (directory / name).exists():

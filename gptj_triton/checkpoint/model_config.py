@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import configparser
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gptj_triton.checkpoint.families import FAMILIES
+from gptj_triton.checkpoint.families.family import ConfigKey, ModelFamily
 from gptj_triton.checkpoint.files import CONFIG_INI, find_checkpoint_files
 from gptj_triton.errors import ConfigError
 
-# FasterTransformer's files do not say it, and its kernels take 1e-6; GPT-J was trained with this.
+# FasterTransformer's files lack it, and its kernels use 1e-6; GPT-J was trained with this.
 GPTJ_LAYER_NORM_EPS = 1e-5
-# What `config.ini` may say besides the shape, the last three for checkpoints with prompt-tuning tasks.
-INI_KEYS = ("model_name", "weight_data_type", "num_tasks", "prompt_learning_start_id", "prompt_learning_type")
+# Keys of `config.ini` besides the shape; the last three are for checkpoints with prompt-tuning tasks.
+OTHER_INI_KEYS = {"model_name", "weight_data_type", "num_tasks", "prompt_learning_start_id", "prompt_learning_type"}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a GPT-J checkpoint says of itself; lengths count tokens."""
+    """What a checkpoint says of itself; lengths count tokens. `model_type` is that of a family of the registry."""
 
     vocab_size: int
     context_length: int
@@ -31,10 +33,15 @@ class ModelConfig:
     layer_norm_eps: float
     start_id: int
     end_id: int
+    model_type: str = "gptj"
 
     @property
     def head_size(self) -> int:
         return self.hidden_size // self.num_heads
+
+    @property
+    def family(self) -> ModelFamily:
+        return FAMILIES[self.model_type]
 
     @classmethod
     def read(cls, checkpoint: Path, context_length: int = 0) -> ModelConfig:
@@ -62,123 +69,133 @@ class ModelConfig:
 
     @classmethod
     def from_fastertransformer(cls, path: Path, context_length: int, layer_norm_eps: float) -> ModelConfig:
-        """Read FasterTransformer's `config.ini`, which says neither of the other arguments.
+        """Read FasterTransformer's `config.ini`, which lacks the values of the other two arguments.
 
         Raises ConfigError naming the file, the key and what was found.
         """
         raw = read_config_ini(path)
 
-        def whole(key: str, least: int) -> int:
+        def integer(key: str, minimum: int) -> int:
             if key not in raw:
                 raise ConfigError(f"{path} has no key {key!r}")
-            if not raw[key].isdecimal() or int(raw[key]) < least:
-                raise ConfigError(f"{path}: {key} is {raw[key]!r}, expected a whole number of {least} or more")
+            if not raw[key].isdecimal() or int(raw[key]) < minimum:
+                raise ConfigError(f"{path}: {key} is {raw[key]!r}, expected a whole number of {minimum} or more")
             return int(raw[key])
 
-        num_heads, head_size = whole("head_num", 1), whole("size_per_head", 1)
+        num_heads, head_size = integer("head_num", 1), integer("size_per_head", 1)
         # NVIDIA's converter writes so where Hugging Face's rotary_dim is null: the whole head is turned.
         whole_head = raw.get("rotary_embedding") == "None"
         config = cls(
-            vocab_size=whole("vocab_size", 1),
+            vocab_size=integer("vocab_size", 1),
             context_length=context_length,
             hidden_size=num_heads * head_size,
-            inner_size=whole("inter_size", 1),
-            num_layers=whole("num_layer", 1),
+            inner_size=integer("inter_size", 1),
+            num_layers=integer("num_layer", 1),
             num_heads=num_heads,
-            rotary_dim=head_size if whole_head else whole("rotary_embedding", 2),
+            rotary_dim=head_size if whole_head else integer("rotary_embedding", 2),
             layer_norm_eps=layer_norm_eps,
-            start_id=whole("start_id", 0),
-            end_id=whole("end_id", 0),
+            start_id=integer("start_id", 0),
+            end_id=integer("end_id", 0),
         )
         if raw.get("num_tasks", "0") != "0":
             raise ConfigError(f"{path}: num_tasks is {raw['num_tasks']}, but prompt-tuning tasks are not supported")
-        shape = {"head_num", "size_per_head", "inter_size", "num_layer", "rotary_embedding", "vocab_size"}
-        unknown = sorted(set(raw) - shape - {"start_id", "end_id", *INI_KEYS})
+        unknown = sorted(set(raw) - set(config.to_fastertransformer()) - OTHER_INI_KEYS)
         if unknown:
             raise ConfigError(f"{path} has the unknown key {unknown[0]!r}")
         config._check_rotary(path, "rotary_embedding")
         return config
 
-    def _check_agreement(self, path: Path, config_ini: Path) -> None:
-        other = self.from_fastertransformer(config_ini, self.context_length, self.layer_norm_eps)
-        for field in fields(self):
-            mine, others = getattr(self, field.name), getattr(other, field.name)
-            if mine != others:
-                raise ConfigError(f"{path} says {field.name} is {mine}, but {config_ini} says {others}")
-
-    def _check_rotary(self, path: Path, key: str) -> None:
-        if self.rotary_dim % 2 or self.rotary_dim > self.head_size:
-            raise ConfigError(f"{path}: {key} is {self.rotary_dim}, expected an even number <= {self.head_size}")
-
-    def to_huggingface(self) -> dict[str, Any]:
-        """The contents of a `config.json` that says the same."""
+    def to_fastertransformer(self) -> dict[str, str]:
+        """What the section `[gptj]` of a `config.ini` says of the shape."""
         return {
-            "architectures": ["GPTJForCausalLM"],
-            "model_type": "gptj",
-            "activation_function": "gelu_new",
-            "vocab_size": self.vocab_size,
-            "n_positions": self.context_length,
-            "n_embd": self.hidden_size,
-            "n_inner": self.inner_size,
-            "n_layer": self.num_layers,
-            "n_head": self.num_heads,
-            "rotary_dim": self.rotary_dim,
-            "layer_norm_epsilon": self.layer_norm_eps,
-            "bos_token_id": self.start_id,
-            "eos_token_id": self.end_id,
-            "tie_word_embeddings": False,
+            "head_num": str(self.num_heads),
+            "size_per_head": str(self.head_size),
+            "inter_size": str(self.inner_size),
+            "num_layer": str(self.num_layers),
+            "rotary_embedding": str(self.rotary_dim),
+            "vocab_size": str(self.vocab_size),
+            "start_id": str(self.start_id),
+            "end_id": str(self.end_id),
         }
 
     @classmethod
     def from_huggingface(cls, checkpoint: Path) -> ModelConfig:
-        """Read `config.json` of a Hugging Face GPT-J directory.
+        """Read `config.json` of a Hugging Face directory, by the keys of its family.
 
         Raises ConfigError naming the file, the key and what was found.
         """
         path = checkpoint / "config.json"
         raw = _read_object(path)
-        if raw.get("model_type") != "gptj":
-            raise ConfigError(f"{path}: model_type is {raw.get('model_type')!r}, expected 'gptj'")
-        if raw.get("activation_function", "gelu_new") != "gelu_new":
-            raise ConfigError(f"{path}: activation_function is {raw['activation_function']!r}, expected 'gelu_new'")
-
-        def whole(key: str, least: int, default: int | None = None) -> int:
-            value = default if raw.get(key) is None else raw[key]
-            if value is None:
-                raise ConfigError(f"{path} has no key {key!r}")
-            if not isinstance(value, int) or value < least:
-                raise ConfigError(f"{path}: {key} is {raw.get(key)!r}, expected a whole number of {least} or more")
-            return value
-
-        hidden_size, num_heads = whole("n_embd", 1), whole("n_head", 1)
-        config = cls(
-            vocab_size=whole("vocab_size", 1),
-            context_length=whole("n_positions", 2),
-            hidden_size=hidden_size,
-            inner_size=whole("n_inner", 1, default=4 * hidden_size),
-            num_layers=whole("n_layer", 1),
-            num_heads=num_heads,
-            rotary_dim=whole("rotary_dim", 2, default=hidden_size // num_heads),
-            layer_norm_eps=float(raw.get("layer_norm_epsilon", 1e-5)),
-            start_id=whole("bos_token_id", 0),
-            end_id=whole("eos_token_id", 0),
-        )
+        model_type = raw.get("model_type")
+        family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+        if family is None:
+            raise ConfigError(f"{path}: model_type is {model_type!r}, expected {' or '.join(map(repr, FAMILIES))}")
+        for name, value in family.fixed_keys.items():
+            if raw.get(name, value) != value:
+                raise ConfigError(f"{path}: {name} is {raw[name]!r}, expected {value!r}")
+        values: dict[str, Any] = {"model_type": family.model_type}
+        for field, key in family.config_keys.items():
+            values[field] = _read_number(path, raw, key, values)
+        config = cls(**values)
+        keys = {field: key.name for field, key in family.config_keys.items()}
         if config.hidden_size % config.num_heads:
-            raise ConfigError(f"{path}: n_embd {config.hidden_size} is no multiple of n_head {config.num_heads}")
-        config._check_rotary(path, "rotary_dim")
+            raise ConfigError(
+                f"{path}: {keys['hidden_size']} {config.hidden_size} is no multiple of {keys['num_heads']} "
+                f"{config.num_heads}"
+            )
+        if config.num_heads % family.heads_multiple:
+            raise ConfigError(
+                f"{path}: {keys['num_heads']} is {config.num_heads}, expected a multiple of {family.heads_multiple}"
+            )
+        config._check_rotary(path, keys["rotary_dim"])
         return config
+
+    def to_huggingface(self) -> dict[str, Any]:
+        """The contents of a `config.json` that says the same."""
+        return {
+            "architectures": [self.family.architecture],
+            "model_type": self.model_type,
+            **self.family.fixed_keys,
+            **{key.name: getattr(self, field) for field, key in self.family.config_keys.items()},
+            "tie_word_embeddings": False,
+        }
+
+    def _check_agreement(self, path: Path, config_ini: Path) -> None:
+        """`config.ini` does not know the families: its files are the same for all."""
+        other = self.from_fastertransformer(config_ini, self.context_length, self.layer_norm_eps)
+        other = replace(other, model_type=self.model_type)
+        for field, mine in vars(self).items():
+            if mine != getattr(other, field):
+                raise ConfigError(f"{path} says {field} is {mine}, but {config_ini} says {getattr(other, field)}")
+
+    def _check_rotary(self, path: Path, key: str) -> None:
+        if self.rotary_dim % 2 or self.rotary_dim > self.head_size:
+            raise ConfigError(f"{path}: {key} is {self.rotary_dim}, expected an even number <= {self.head_size}")
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}; a GPT-J checkpoint needs it") from None
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; a checkpoint needs it") from None
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds no JSON object")
     return raw
+
+
+def _read_number(path: Path, raw: dict[str, Any], key: ConfigKey, fields_before: dict[str, Any]) -> float:
+    """The value of `key`; ConfigError where it is missing, of the wrong type or too small."""
+    value = raw.get(key.name)
+    if value is None:
+        if key.default is None:
+            raise ConfigError(f"{path} has no key {key.name!r}")
+        return key.default(fields_before)
+    if not isinstance(value, (int, key.kind)) or value < key.minimum:
+        number = "whole number" if key.kind is int else "number"
+        raise ConfigError(f"{path}: {key.name} is {value!r}, expected a {number} of {key.minimum} or more")
+    return key.kind(value)
 
 
 def read_config_ini(path: Path) -> dict[str, str]:

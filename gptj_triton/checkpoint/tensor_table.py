@@ -1,6 +1,6 @@
-"""The tensors of a GPT-J checkpoint: FasterTransformer's names, whole shapes, and how tensor parallelism splits them.
+"""The tensors of a model: FasterTransformer's names for GPT-J, full shapes, and how tensor parallelism splits them.
 
-Both kinds of checkpoint answer to this table. Knows no files.
+Every family and both kinds of checkpoint are mapped to this table. Knows no files.
 """
 
 from __future__ import annotations
@@ -22,22 +22,24 @@ class Shard:
     size: int = 1
 
 
-WHOLE = Shard()
+UNSHARDED = Shard()
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """`name` is FasterTransformer's file name without `model.` and `.bin`; `split` is the axis that ranks share, None
-    where each has the whole.
+    """One tensor, unsharded.
+
+    `name` is FasterTransformer's file name without `model.` and `.bin`. `split` is the axis along which the ranks share
+    the tensor, None where each rank has all of it.
     """
 
     name: str
     shape: tuple[int, ...]
     split: int | None = None
 
-    def parts(self, whole: Tensor, tensor_para_size: int) -> list[Tensor]:
-        """What each rank has of a tensor that is split, as views of `whole`; of any other the one that all have."""
-        return [whole] if self.split is None else list(whole.tensor_split(tensor_para_size, dim=self.split))
+    def parts(self, full: Tensor, tensor_para_size: int) -> list[Tensor]:
+        """The part of each rank, as views of `full`; a single one, `full` itself, where the tensor is not split."""
+        return [full] if self.split is None else list(full.tensor_split(tensor_para_size, dim=self.split))
 
 
 def check_split(config: ModelConfig, tensor_para_size: int) -> None:
@@ -47,7 +49,7 @@ def check_split(config: ModelConfig, tensor_para_size: int) -> None:
             raise ConfigError(f"a split into {tensor_para_size} does not divide the {name}, {size}")
 
 
-def gptj_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
+def model_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
     """Every tensor by name: matrices of the layers are [in, out], wte and lm_head [vocabulary, hidden].
 
     Source: FasterTransformer, GptJWeight.cc and GptJDecoderLayerWeight.cc.

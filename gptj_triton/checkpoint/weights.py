@@ -1,6 +1,6 @@
 """Turns a checkpoint of either kind into the engine's merged matrices, which are filled slice by slice.
 
-Knows the engine's layout; the sources know the files.
+Knows the engine's layout; knows neither files nor families.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gptj_triton.checkpoint.fastertransformer import FasterTransformerWeights
 from gptj_triton.checkpoint.files import find_checkpoint_files
 from gptj_triton.checkpoint.huggingface import HuggingFaceWeights
 from gptj_triton.checkpoint.model_config import ModelConfig
-from gptj_triton.checkpoint.tensor_table import WHOLE, Shard, gptj_tensors
+from gptj_triton.checkpoint.tensor_table import UNSHARDED, Shard, model_tensors
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class ModelWeights:
-    """A whole GPT-J: V vocabulary. `embedding` [V, H], `head_weight` [H, V], `head_bias` [V]."""
+    """All weights of a rank: V is the vocabulary. `embedding` [V, H], `head_weight` [H, V], `head_bias` [V]."""
 
     embedding: Tensor
     layers: list[LayerWeights]
@@ -53,11 +53,11 @@ class ModelWeights:
 
 
 class WeightSource(Protocol):
-    """A checkpoint on disk, of whatever kind."""
+    """A checkpoint on disk, of either kind."""
 
     @property
     def data_type(self) -> str | None:
-        """fp32, fp16 or bf16, None for another."""
+        """A name in WEIGHT_TYPES, None for any other type."""
 
     def copy(self, name: str, destination: Tensor) -> None:
         """Fill `destination` with a tensor of the table, converted to its type and device."""
@@ -72,14 +72,14 @@ def open_weights(checkpoint: Path, config: ModelConfig) -> WeightSource:
 
 
 def load_weights(
-    checkpoint: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device, shard: Shard = WHOLE
+    checkpoint: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device, shard: Shard = UNSHARDED
 ) -> ModelWeights:
     """Load a rank's weights as `dtype` to `device`; never holds more than one tensor besides the result.
 
     Raises ConfigError naming the file, what was expected and what was found.
     """
     source = open_weights(checkpoint, config)
-    tensors = gptj_tensors(config)
+    tensors = model_tensors(config)
     hidden, inner = config.hidden_size, config.inner_size // shard.size
     attention = hidden // shard.size  # the heads of this rank
 
@@ -88,9 +88,9 @@ def load_weights(
         if shard.size == 1 or spec.split is None:
             source.copy(name, destination)
             return
-        whole = torch.empty(spec.shape, dtype=dtype, device=device)
-        source.copy(name, whole)
-        destination.copy_(spec.parts(whole, shard.size)[shard.rank])
+        full = torch.empty(spec.shape, dtype=dtype, device=device)
+        source.copy(name, full)
+        destination.copy_(spec.parts(full, shard.size)[shard.rank])
 
     def matrix(rows: int, columns: int) -> Tensor:
         # A GPU's kernels read a column at a time; on a CPU the exactness of `linear` needs the rows whole.
@@ -115,7 +115,7 @@ def load_weights(
         fill(f"{layer}mlp.dense_4h_to_h.weight", out_weight[attention:])
         out_bias = load(f"{layer}mlp.dense_4h_to_h.bias")
         if shard.rank > 0:
-            out_bias.zero_()  # the ranks' results are added up, and it belongs in there once
+            out_bias.zero_()  # the ranks' results are summed, and the sum has the bias once
         return LayerWeights(
             norm_weight=load(f"{layer}input_layernorm.weight"),
             norm_bias=load(f"{layer}input_layernorm.bias"),

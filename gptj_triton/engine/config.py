@@ -10,9 +10,10 @@ from pathlib import Path
 
 import msgspec
 
+from gptj_triton.checkpoint.data_types import COMPUTE_TYPES
 from gptj_triton.errors import ConfigError
 
-DATA_TYPES = ("auto", "fp32", "fp16", "bf16")
+DATA_TYPES = ("auto", *COMPUTE_TYPES)
 DEVICES = ("auto", "cpu", "cuda")
 WRONG_TYPE = re.compile(r"Expected `(?P<type>\w+)`.* - at `\$\.(?P<name>\w+)`")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gptj_triton.checkpoint.model_config import ModelConfig
-from gptj_triton.checkpoint.tensor_table import WHOLE, Shard
+from gptj_triton.checkpoint.tensor_table import UNSHARDED, Shard
 
 PAGE_SIZE = 16  # tokens
 
@@ -21,14 +21,14 @@ class KVCache:
     """
 
     def __init__(
-        self, config: ModelConfig, num_pages: int, dtype: torch.dtype, device: torch.device, shard: Shard = WHOLE
+        self, config: ModelConfig, num_pages: int, dtype: torch.dtype, device: torch.device, shard: Shard = UNSHARDED
     ) -> None:
         shape = (config.num_layers, num_pages, config.num_heads // shard.size)
         self.keys = _zeros((*shape, config.head_size, PAGE_SIZE), dtype, device)
         self.values = _zeros((*shape, PAGE_SIZE, config.head_size), dtype, device)
 
     @staticmethod
-    def page_bytes(config: ModelConfig, dtype: torch.dtype, shard: Shard = WHOLE) -> int:
+    def page_bytes(config: ModelConfig, dtype: torch.dtype, shard: Shard = UNSHARDED) -> int:
         """Bytes that one page takes up in all layers together."""
         return 2 * config.num_layers * config.hidden_size // shard.size * PAGE_SIZE * dtype.itemsize
 

@@ -1,5 +1,5 @@
-"""Turns `--model`, `--tokenizer` and `--context-length` into a local directory with weights, and one with config.json
-and tokenizer.json for the steps around the model. Does not look into the weights: the engine does, when it loads them.
+"""Turns `--model`, `--tokenizer` and `--context-length` into two local directories: one with the weights, and one with
+config.json and tokenizer.json for preprocessing and postprocessing. Does not open the weights: the engine does.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from gptj_triton.serving.errors import ServeError
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 SMALL_FILES = ["*.json", "vocab.json", "merges.txt"]
-# What transformers reads to make a tokenizer, where a checkpoint has it.
+# The files of which transformers makes a tokenizer; only the first two are needed.
 MERGES = ("vocab.json", "merges.txt")
 TOKENIZER_SOURCES = (*MERGES, "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """What the user asked for: None is the embedded model, its own tokenizer and its own context length."""
+    """The user's options; None means the embedded model, the model's own tokenizer and its own context length."""
 
     model: str | None = None
     tokenizer: str | None = None
@@ -46,9 +46,10 @@ class Checkpoint:
 
 
 def find_checkpoint(request: ModelRequest, embedded: Path, staging: Path) -> Checkpoint:
-    """The checkpoint asked for, `embedded` where none is; ServeError names what is missing.
+    """The checkpoint of the request, or `embedded` where it names none; ServeError names what is missing.
 
-    A tokenizer directory for a FasterTransformer checkpoint, or with what the user added, is made in `staging`.
+    `staging` becomes the tokenizer directory of a FasterTransformer checkpoint, and of one whose tokenizer or context
+    length the user gives.
     """
     folder = embedded if request.model is None else find_folder(request.model, "--model")
     files = find_checkpoint_files(folder)
@@ -74,8 +75,10 @@ def find_folder(name: str, option: str) -> Path:
 
 
 def download(hub_id: str, option: str) -> Path:
-    """The hub's model in the local cache of huggingface_hub: configuration, tokenizer and, for the option --model, one
-    kind of weights."""
+    """Download a hub's model to the local cache of huggingface_hub, and return its directory there.
+
+    It has the configuration, the tokenizer and, for the option --model, one kind of weights.
+    """
     # Imported here: most runs need no hub, and the import takes half a second.
     from huggingface_hub import snapshot_download
 
@@ -92,7 +95,7 @@ def download(hub_id: str, option: str) -> Path:
 
 
 def stage_tokenizer(files: CheckpointFiles, request: ModelRequest, staging: Path) -> None:
-    """Writes to `staging` a config.json made of what the checkpoint and the user say, and the tokenizer.json."""
+    """Write to `staging` the tokenizer.json, and a config.json with the checkpoint's values and the user's."""
     where = f"--model {files.directory}"
     if files.is_fastertransformer and request.context_length is None and files.find("config.json") is None:
         raise ServeError(
@@ -119,7 +122,7 @@ def stage_tokenizer(files: CheckpointFiles, request: ModelRequest, staging: Path
 
 
 def check_vocabulary(path: Path, vocab_size: int, where: str) -> None:
-    """ServeError where a tokenizer has ids that the model has not."""
+    """Raise ServeError where a tokenizer has ids that the model lacks."""
     # Imported here: only a tokenizer from elsewhere needs the check.
     from tokenizers import Tokenizer
 
@@ -137,8 +140,10 @@ def cache_folder() -> Path:
 
 
 def make_tokenizer(folder: Path, where: str) -> Path:
-    """A directory with the tokenizer.json that transformers makes of vocab.json and merges.txt, kept for later runs,
-    and the config.json of `folder`, if it has one."""
+    """Make a directory with the tokenizer.json that transformers builds from vocab.json and merges.txt.
+
+    It has the config.json of `folder` too, if there is one, and is kept for later runs.
+    """
     present = [folder / name for name in TOKENIZER_SOURCES if (folder / name).is_file()]
     if not set(MERGES) <= {path.name for path in present}:
         raise ServeError(f"{where}: needs tokenizer.json, or vocab.json and merges.txt")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from gptj_triton.checkpoint.data_types import COMPUTE_TYPES
 from gptj_triton.project import REPOSITORY
 from gptj_triton.serving.errors import ServeError
 
@@ -129,7 +130,7 @@ def parser() -> OneLineParser:
     context_help = "its context in tokens, needed where no config.json says it"
     add("--context-length", type=positive, metavar="N", help=context_help)
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
-    add("--data-type", choices=["fp32", "fp16", "bf16"], help="default: fp32 on cpu, fp16 on cuda")
+    add("--data-type", choices=list(COMPUTE_TYPES), help="default: fp32 on cpu, fp16 on cuda")
     add("--tensor-para-size", type=positive, default=1, metavar="N", help="GPUs that share the model (default: 1)")
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     add("--http-port", type=port, default=8000, metavar="PORT", help="default: 8000")

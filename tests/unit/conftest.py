@@ -37,24 +37,25 @@ def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
-    """Saves a tiny random GPT-J; keyword arguments are GPTJConfig's, equal ones give the same directory."""
+    """Saves a tiny random GPT-J, or a CodeGen; keyword arguments are the configuration's, equal ones give the same
+    directory."""
     # Here, as most tests of this directory need neither.
     import torch
-    from transformers import GPTJConfig, GPTJForCausalLM
+    import transformers
 
     made: dict[str, Path] = {}
 
-    def make(**overrides: Any) -> Path:
+    def make(family: str = "GPTJ", **overrides: Any) -> Path:
         shape = {"vocab_size": 257, "n_positions": 1024, "n_embd": 96, "n_layer": 2, "n_head": 3, "rotary_dim": 16}
         shape |= {"bos_token_id": 256, "eos_token_id": 256, "initializer_range": 0.2} | overrides
-        key = repr(sorted(shape.items()))
+        key = repr((family, sorted(shape.items())))
         if key not in made:
             torch.manual_seed(0)
-            model = GPTJForCausalLM(GPTJConfig(**shape))
+            model = getattr(transformers, f"{family}ForCausalLM")(getattr(transformers, f"{family}Config")(**shape))
             for name, parameter in model.named_parameters():
                 if name.endswith("bias") or ".ln_" in name:  # they are zeros and ones after initialisation
                     parameter.data += torch.randn_like(parameter) * 0.2
-            made[key] = tmp_path_factory.mktemp("gptj")
+            made[key] = tmp_path_factory.mktemp(family)
             model.save_pretrained(made[key])
         return made[key]
 

@@ -18,10 +18,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import GPTJForCausalLM
+from transformers import AutoModelForCausalLM, GPTJForCausalLM
 
-from gptj_triton.checkpoint.convert import Settings, convert, main
-from gptj_triton.checkpoint.data_types import DTYPES
+from gptj_triton.checkpoint.convert.command import main
+from gptj_triton.checkpoint.convert.conversion import Settings, convert
+from gptj_triton.checkpoint.data_types import WEIGHT_TYPES
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.checkpoint.weights import load_weights
 from gptj_triton.errors import ConfigError
@@ -63,7 +64,7 @@ def engine_tensors(checkpoint: Path) -> list[Tensor]:
     return [*layers, *(value for value in vars(weights).values() if isinstance(value, Tensor))]
 
 
-@pytest.mark.parametrize("data_type", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("data_type", WEIGHT_TYPES)
 @pytest.mark.parametrize(
     ("shape", "ranks"),
     [(THREE_HEADS, 1), (THREE_HEADS, 3), (FOUR_HEADS, 1), (FOUR_HEADS, 2), (FOUR_HEADS, 4), (ODD_INNER, 3)],
@@ -81,11 +82,29 @@ def test_the_files_are_those_that_nvidias_converter_writes_and_come_back_bit_for
     assert binaries(target) == binaries(write_fastertransformer(source, tmp_path / "expected", ranks, data_type))
     assert ModelConfig.read(target) == ModelConfig.read(source)
     back = run(target, tmp_path / "back", "huggingface")
-    rounded = {name: tensor.to(DTYPES[data_type]) for name, tensor in tensors_of(source).items()}
+    rounded = {name: tensor.to(WEIGHT_TYPES[data_type].dtype) for name, tensor in tensors_of(source).items()}
     assert_equal(tensors_of(back), rounded)
     if data_type == "fp32":
         for got, expected in zip(engine_tensors(target), engine_tensors(source), strict=True):
             assert torch.equal(got, expected)
+
+
+def test_a_codegen_becomes_the_files_of_a_gptj_with_its_weights_and_comes_back_bit_for_bit(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    source = make_checkpoint("CodeGen", **FOUR_HEADS)
+    target = run(source, tmp_path / "2-gpu", "fastertransformer", 2)
+    back = run(target, tmp_path / "back", "huggingface")
+    assert_equal(tensors_of(back), tensors_of(source))
+    assert ModelConfig.read(target) == ModelConfig.read(back) == ModelConfig.read(source)
+    (target / "config.json").unlink()  # without it the files are those of any GPT-J
+    gptj = run(target, tmp_path / "gptj", "huggingface", context_length=64)
+    for got, expected in zip(engine_tensors(gptj), engine_tensors(source), strict=True):
+        assert torch.equal(got, expected)
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        got, expected = (AutoModelForCausalLM.from_pretrained(folder).eval()(ids).logits for folder in (gptj, source))
+    torch.testing.assert_close(got, expected)
 
 
 def test_a_split_becomes_another_split_and_then_what_it_was(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
@@ -105,7 +124,7 @@ def test_the_way_there_and_back_leaves_every_logit_as_it_was(make_checkpoint: Ma
     assert torch.equal(got, expected)
 
 
-@pytest.mark.parametrize("data_type", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("data_type", WEIGHT_TYPES)
 def test_transformers_loads_shards_without_a_word(
     data_type: str, make_checkpoint: MakeCheckpoint, tmp_path: Path
 ) -> None:
@@ -123,9 +142,9 @@ def test_transformers_loads_shards_without_a_word(
         text=True,
         check=True,
     )
-    assert done.stdout == f"{DTYPES[data_type]} False\n"
+    assert done.stdout == f"{WEIGHT_TYPES[data_type].dtype} False\n"
     assert "not used" not in done.stderr and "newly initialized" not in done.stderr and "UNEXPECTED" not in done.stderr
-    rounded = {name: tensor.to(DTYPES[data_type]) for name, tensor in tensors_of(source).items()}
+    rounded = {name: tensor.to(WEIGHT_TYPES[data_type].dtype) for name, tensor in tensors_of(source).items()}
     assert_equal(tensors_of(target), rounded)
     for file in target.glob("*.safetensors"):
         with safe_open(file, framework="pt") as opened:
@@ -243,11 +262,11 @@ def test_a_killed_conversion_leaves_no_result_and_goes_on_behind_the_last_whole_
     target, partial = tmp_path / "target", tmp_path / "target.partial"
     settings = {"source": large, "target": target, "to": to, "shard_bytes": 20_000_000}
     code = (
-        "import sys; from pathlib import Path; from convert_checkpoint import Settings, convert\n"
+        "from pathlib import Path\n"
+        "from gptj_triton.checkpoint.convert.conversion import Settings, convert\n"
         f"convert(Settings(Path({str(large)!r}), Path({str(target)!r}), {to!r}, shard_bytes=20_000_000))"
     )
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     try:
         while process.poll() is None and len([*partial.glob("*.bin"), *partial.glob("*.safetensors")]) < 3:
             time.sleep(0.001)
@@ -313,7 +332,8 @@ def test_two_runs_at_once_do_not_write_the_same_files(large: Path, tmp_path: Pat
 def test_memory_holds_a_few_tensors_never_the_weights(to: str, data_type: str, large: Path, tmp_path: Path) -> None:
     """VmHWM, because ru_maxrss starts with the parent's."""
     code = (
-        "import sys; from pathlib import Path; from convert_checkpoint import Settings, convert\n"
+        "from pathlib import Path\n"
+        "from gptj_triton.checkpoint.convert.conversion import Settings, convert\n"
         "def peak():\n"
         "    lines = Path('/proc/self/status').read_text().splitlines()\n"
         "    return int(next(line for line in lines if line.startswith('VmHWM')).split()[1]) * 1024\n"
@@ -321,7 +341,7 @@ def test_memory_holds_a_few_tensors_never_the_weights(to: str, data_type: str, l
         f"convert(Settings(Path({str(large)!r}), Path({str(tmp_path / 'target')!r}), {to!r}, 1, {data_type!r}))\n"
         "print(peak() - before)"
     )
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert (large / "model.safetensors").stat().st_size > 180 * MIB

@@ -215,7 +215,8 @@ def hub() -> Iterator[tuple[str, dict[str, bytes], list[str]]]:
 def find_on(hub_url: str, home: Path, hub_id: str) -> subprocess.CompletedProcess[str]:
     """Runs find_checkpoint in a process of its own: the hub's client reads its environment when it is imported."""
     code = (
-        "import sys\nfrom pathlib import Path\nfrom serving.checkpoint import ModelRequest, find_checkpoint\n"
+        "import sys\nfrom pathlib import Path\n"
+        "from gptj_triton.serving.checkpoint import ModelRequest, find_checkpoint\n"
         "nowhere = Path('/nowhere')\nprint(find_checkpoint(ModelRequest(sys.argv[1]), nowhere, nowhere).weights)"
     )
     environment = {**os.environ, "HF_ENDPOINT": hub_url, "HF_HOME": str(home)}

@@ -24,6 +24,7 @@ from gptj_triton.bench.comparison.systems import BASELINE, BATCHED, THIS, Settin
 from gptj_triton.bench.local_server import ServerFailedError
 from gptj_triton.bench.perf_analyzer import PerfError, find_perf_analyzer
 from gptj_triton.bench.results import Result, write_json
+from gptj_triton.checkpoint.data_types import COMPUTE_TYPES
 from gptj_triton.project import EMBEDDED_MODEL
 
 QUICK = {"concurrency": [2], "prompt_tokens": 8, "output_tokens": 8, "requests_per_client": 3}
@@ -73,7 +74,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", type=Path, default=EMBEDDED_MODEL, metavar="DIR", help="Hugging Face's layout; default: embedded")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="of all; default: %(default)s")
-    add("--data-type", choices=["fp32", "fp16", "bf16"], help="of all; default: fp32 on cpu, fp16 on cuda")
+    add("--data-type", choices=list(COMPUTE_TYPES), help="of all; default: fp32 on cpu, fp16 on cuda")
     add("--engine-python", metavar="PROGRAM", help="the Python of this project's engine (default: this one)")
     add("--baseline-python", default=sys.executable, metavar="PROGRAM", help="the baseline's (default: this one)")
     add("--prompt-tokens", type=int, default=32, metavar="N", help="default: %(default)s")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gptj_triton.checkpoint.data_types import DTYPES
+from gptj_triton.checkpoint.data_types import COMPUTE_TYPES
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.checkpoint.weights import load_weights
 from gptj_triton.engine.config import EngineConfig
@@ -34,7 +34,7 @@ class GpuModel:
 
     def __init__(self, config: EngineConfig, model: ModelConfig, device: torch.device) -> None:
         """Load the weights; ConfigError when that cannot be done."""
-        dtype = DTYPES[choose_data_type(config.data_type, device)]
+        dtype = COMPUTE_TYPES[choose_data_type(config.data_type, device)].dtype
         rotations = rotary_table(model, device)
         self._parts = GpuParts(
             model=model,

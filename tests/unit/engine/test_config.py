@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.engine.config import EngineConfig
@@ -105,7 +106,10 @@ def test_the_shape_of_a_checkpoint_is_read_from_its_configuration(tmp_path: Path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type is 'gpt2', expected 'gptj'"),
+        ({"model_type": "gpt2"}, "model_type is 'gpt2', expected 'gptj' or 'codegen'"),
+        ({"model_type": ["gptj"]}, "model_type is ['gptj'], expected 'gptj' or 'codegen'"),
+        ({"model_type": "codegen"}, "n_head is 3, expected a multiple of 4"),
+        ({"layer_norm_epsilon": "small"}, "layer_norm_epsilon is 'small', expected a number of 0 or more"),
         ({"activation_function": "relu"}, "activation_function is 'relu', expected 'gelu_new'"),
         ({"n_head": 5}, "n_embd 96 is no multiple of n_head 5"),
         ({"rotary_dim": 34}, "rotary_dim is 34, expected an even number <= 32"),
@@ -113,9 +117,24 @@ def test_the_shape_of_a_checkpoint_is_read_from_its_configuration(tmp_path: Path
     ],
     ids=str,
 )
-def test_a_configuration_that_is_no_gptj_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_a_configuration_that_no_family_has_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=re.escape(f"config.json: {message}")):
         model_config(tmp_path, **changes)
+
+
+def test_a_null_rotary_dim_turns_the_whole_head_of_a_gptj_and_means_nothing_to_codegen(tmp_path: Path) -> None:
+    assert model_config(tmp_path, rotary_dim=None).rotary_dim == 32
+    assert model_config(tmp_path, model_type="codegen", n_head=4).rotary_dim == 16
+    with pytest.raises(ConfigError, match=r"config\.json has no key 'rotary_dim'"):
+        model_config(tmp_path, model_type="codegen", n_head=4, rotary_dim=None)
+
+
+@pytest.mark.parametrize("model_type", ["gptj", "codegen"])
+def test_a_configuration_that_is_written_says_what_was_read(model_type: str, tmp_path: Path) -> None:
+    config = model_config(tmp_path, model_type=model_type, n_head=4)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_huggingface()))
+    assert ModelConfig.from_huggingface(tmp_path) == config
+    assert config.model_type == AutoConfig.from_pretrained(tmp_path).model_type == model_type
 
 
 @pytest.mark.parametrize("key", ["vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "eos_token_id"])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptj_triton.checkpoint.data_types import DTYPES
+from gptj_triton.checkpoint.data_types import COMPUTE_TYPES, WEIGHT_TYPES
 from gptj_triton.checkpoint.files import find_checkpoint_files
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.checkpoint.weights import ModelWeights, load_weights
@@ -74,18 +74,18 @@ def test_every_split_loads_to_what_hugging_face_files_load_to(
     assert ModelConfig.read(target, 1024) == ModelConfig.read(checkpoint)
 
 
-@pytest.mark.parametrize("stored", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("asked", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("stored", WEIGHT_TYPES)
+@pytest.mark.parametrize("asked", COMPUTE_TYPES)
 def test_every_type_on_disk_loads_as_every_type(
     stored: str, asked: str, make_checkpoint: Callable[..., Path], write_fastertransformer: Write, tmp_path: Path
 ) -> None:
     checkpoint = make_checkpoint(**EIGHT_HEADS)
     target = write_fastertransformer(checkpoint, tmp_path / "weights", 2, stored)
-    got = load(target, DTYPES[asked], 1024)
-    expected = load(checkpoint).embedding.to(DTYPES[stored]).to(DTYPES[asked])
-    assert torch.equal(got.embedding, expected)
+    stored_dtype, asked_dtype = WEIGHT_TYPES[stored].dtype, COMPUTE_TYPES[asked].dtype
+    got, exact = load(target, asked_dtype, 1024), load(checkpoint)
+    assert torch.equal(got.embedding, exact.embedding.to(stored_dtype).to(asked_dtype))
     if asked == "fp32":
-        assert torch.equal(got.layers[1].out_weight, load(checkpoint).layers[1].out_weight.to(DTYPES[stored]).float())
+        assert torch.equal(got.layers[1].out_weight, exact.layers[1].out_weight.to(stored_dtype).float())
 
 
 def test_the_parent_of_a_split_stands_for_its_smallest(

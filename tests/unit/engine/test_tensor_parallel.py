@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from transformers import CodeGenForCausalLM
 
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.checkpoint.tensor_table import Shard
@@ -138,6 +139,16 @@ def test_on_two_ranks_a_request_gets_the_same_bits_alone_and_among_others(eight_
     with frontend_to(eight_heads, ranks=2) as frontend:
         together = results(frontend, PROMPTS)
         assert results(frontend, PROMPTS[:1]) + results(frontend, PROMPTS[1:]) == together
+
+
+def test_a_codegen_on_two_ranks_writes_the_greedy_tokens_of_transformers(make_checkpoint: Callable[..., Path]) -> None:
+    codegen = make_checkpoint("CodeGen", **EIGHT_HEADS)
+    model = CodeGenForCausalLM.from_pretrained(codegen, dtype=torch.float32).eval()
+    with frontend_to(codegen, ranks=2) as frontend:
+        found = results(frontend, PROMPTS)
+    for prompt, [greedy] in zip(PROMPTS, found[:: len(REQUESTS)], strict=True):
+        answer = model.generate(torch.tensor([prompt]), do_sample=False, pad_token_id=END, max_new_tokens=40)
+        assert greedy.tokens == answer[0, len(prompt) :].tolist()
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

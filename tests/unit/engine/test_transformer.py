@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import GPTJForCausalLM
+from transformers import AutoModelForCausalLM
 
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.checkpoint.weights import load_weights
@@ -31,6 +31,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "whole heads turn": {"n_embd": 64, "n_head": 2, "rotary_dim": 32},
     "narrow MLP": {"n_inner": 200},
     "other epsilon": {"layer_norm_epsilon": 1e-2},
+    "CodeGen, four heads": {"family": "CodeGen", "n_embd": 96, "n_head": 4, "rotary_dim": 8},
+    "CodeGen, whole heads turn": {"family": "CodeGen", "n_embd": 128, "n_head": 8, "n_inner": 200},
+    "CodeGen, twelve heads": {"family": "CodeGen", "n_embd": 96, "n_head": 12, "rotary_dim": 4},
 }
 
 
@@ -93,7 +96,7 @@ def test_logits_equal_those_of_transformers(shape: dict[str, Any], make_checkpoi
     checkpoint = make_checkpoint(**shape)
     steps = Steps(checkpoint)
     tokens = random_tokens(70, steps.config.vocab_size)
-    model = GPTJForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     with torch.inference_mode():
         expected = model(torch.tensor([tokens])).logits[0]
     assert expected.std() > 0.5, "the model says the same everywhere, so the comparison shows nothing"
@@ -112,7 +115,7 @@ def test_200_greedy_tokens_equal_those_of_transformers(
     engine.submit(sequence)
     while engine.busy:
         engine.step()
-    model = GPTJForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     lengths = {"max_new_tokens": 200, "min_new_tokens": 200}
     answer = model.generate(torch.tensor([prompt]), do_sample=False, pad_token_id=256, **lengths)[0]
     expected = answer[len(prompt) :].tolist()

@@ -178,6 +178,35 @@ def test_constants_that_older_releases_saved_are_passed_over(one_file: Path, cop
         assert torch.equal(got, expected)
 
 
+def test_constants_that_older_releases_saved_with_a_codegen_are_passed_over(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    codegen = make_checkpoint("CodeGen", n_head=4)
+    older = shutil.copytree(codegen, tmp_path / "older")
+    tensors = load_file(older / "model.safetensors")
+    save_file(tensors | {"transformer.h.1.attn.causal_mask": torch.ones(3)}, older / "model.safetensors")
+    for got, expected in zip(all_tensors(load(older)), all_tensors(load(codegen)), strict=True):
+        assert torch.equal(got, expected)
+    save_file(tensors | {"transformer.h.1.attn.qkv_proj.bias": torch.ones(288)}, older / "model.safetensors")
+    with pytest.raises(
+        ConfigError, match=r"the tensor transformer\.h\.1\.attn\.qkv_proj\.bias, which a CodeGen of this"
+    ):
+        load(older)
+
+
+def test_a_fused_matrix_of_a_wrong_shape_is_refused_with_what_was_expected_and_found(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    broken = shutil.copytree(make_checkpoint("CodeGen", n_head=4), tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    name = "transformer.h.0.attn.qkv_proj.weight"
+    save_file(tensors | {name: tensors[name][:96].clone()}, broken / "model.safetensors")
+    with pytest.raises(
+        ConfigError, match=r"qkv_proj\.weight has shape \[96, 96\], expected \[288, 96\] by config\.json"
+    ):
+        load(broken)
+
+
 def test_tied_embeddings_are_both_matrices_and_untied_ones_must_be_there(copy: Path) -> None:
     tensors = load_file(copy / "model.safetensors")
     del tensors["lm_head.weight"]

@@ -1,0 +1,1 @@
+"""The converter between Hugging Face's and FasterTransformer's checkpoints."""
