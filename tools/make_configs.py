@@ -1,16 +1,8 @@
-"""Writes what is made from code: the models' configurations, and tables of docs/reference.md."""
+"""Writes the models' configurations, and tables of docs/reference.md. `--help` lists the options."""
 
-from gptj_triton.project import PROJECT, REPOSITORY
-from gptj_triton.triton.configs import make_configs
-from gptj_triton.triton.reference import with_tables
+import sys
 
-
-def main() -> None:
-    for name, text in make_configs().items():
-        (REPOSITORY / name / "config.pbtxt").write_text(text, encoding="utf-8")
-    reference = PROJECT / "docs" / "reference.md"
-    reference.write_text(with_tables(reference.read_text(encoding="utf-8")), encoding="utf-8")
-
+from gptj_triton.triton.write_configs import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
