@@ -24,11 +24,11 @@ def ends_with(tokens: list[int], word: tuple[int, ...]) -> bool:
     return len(tokens) >= len(word) and tuple(tokens[len(tokens) - len(word) :]) == word
 
 
-@given(stop_words=WORDS, stop_strings=STRINGS, tokens=st.lists(TOKENS, max_size=12), copied=st.integers(0, 12))
+@given(stop_words_list=WORDS, stop_strings=STRINGS, tokens=st.lists(TOKENS, max_size=12), copied=st.integers(0, 12))
 def test_a_sequence_and_its_copy_end_with_the_first_token_that_completes_a_stop(
     stop_words: tuple[tuple[int, ...], ...], stop_strings: tuple[bytes, ...], tokens: list[int], copied: int
 ) -> None:
-    sequence = Sequence(0, [0, 1, 2], params(stop_words=stop_words, stop_strings=stop_strings))
+    sequence = Sequence(0, [0, 1, 2], params(stop_words_list=stop_words, stop_strings=stop_strings))
     for count, token in enumerate(tokens):
         if count == copied:
             other = sequence.copy()
@@ -46,7 +46,7 @@ def test_a_sequence_and_its_copy_end_with_the_first_token_that_completes_a_stop(
 def test_the_tokens_are_banned_that_would_complete_a_bad_word_of_prompt_and_output(
     words: tuple[tuple[int, ...], ...], prompt: list[int], output: list[int]
 ) -> None:
-    sequence = Sequence(0, prompt, params(bad_words=words, min_length=3), output)
+    sequence = Sequence(0, prompt, params(bad_words_list=words, min_length=3), output)
     expected = {word[-1] for word in words if ends_with([*prompt, *output], word[:-1])}
     assert set(sequence.banned_tokens()) == expected | ({5} if len(output) < 3 else set())
 
