@@ -24,7 +24,7 @@ def ends_with(tokens: list[int], word: tuple[int, ...]) -> bool:
     return len(tokens) >= len(word) and tuple(tokens[len(tokens) - len(word) :]) == word
 
 
-@given(stop_words_list=WORDS, stop_strings=STRINGS, tokens=st.lists(TOKENS, max_size=12), copied=st.integers(0, 12))
+@given(stop_words=WORDS, stop_strings=STRINGS, tokens=st.lists(TOKENS, max_size=12), copied=st.integers(0, 12))
 def test_a_sequence_and_its_copy_end_with_the_first_token_that_completes_a_stop(
     stop_words: tuple[tuple[int, ...], ...], stop_strings: tuple[bytes, ...], tokens: list[int], copied: int
 ) -> None:
