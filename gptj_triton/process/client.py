@@ -267,6 +267,7 @@ class EngineClient:
             self._unavailable = f"the engine ended and no new one could be started: {error}"
             log.error(self._unavailable)
             return False
+        log.warning("the new engine process, %d, is ready", self.engine_info.engine_pid)
         with self._lock:
             self._ready = not self._closing
         return True

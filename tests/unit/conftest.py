@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from gptj_triton.project import EMBEDDED_MODEL
+
 MakeCheckpoint = Callable[..., Path]
 WriteFasterTransformer = Callable[..., Path]
 
@@ -33,6 +35,12 @@ def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = {"n_positions": 64, "vocab_size": 304, "eos_token_id": tokenizer.token_to_id("<|endoftext|>")}
     (directory / "config.json").write_text(json.dumps(config))
     return directory
+
+
+@pytest.fixture(scope="session")
+def storyteller() -> Path:
+    """The checkpoint that ships with the repository."""
+    return EMBEDDED_MODEL
 
 
 @pytest.fixture(scope="session")

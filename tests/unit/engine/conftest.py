@@ -18,8 +18,6 @@ from gptj_triton.engine.load import load_engine
 # An engine's environment, as it is where there are several threads. MKL reads it at its first product.
 os.environ |= cpu_settings() | {"MKL_CBWR": "AUTO,STRICT"}
 
-ROOT = Path(__file__).resolve().parents[3]
-
 
 @pytest.fixture(scope="package", autouse=True)
 def _one_thread() -> Iterator[None]:
@@ -36,12 +34,6 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
-def storyteller() -> Path:
-    """The checkpoint that ships with the repository."""
-    return ROOT / "model_repository" / "fastertransformer" / "1" / "storyteller"
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from tritonclient.grpc.model_config_pb2 import DataType
 
+from gptj_triton.project import PROJECT
 from gptj_triton.serving.checkpoint import Checkpoint
 from gptj_triton.serving.errors import ServeError
 from gptj_triton.serving.repository import Overrides, read_config, stage_repository
 
-REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
+REPOSITORY = PROJECT / "model_repository"
 OVERRIDES = Overrides(Checkpoint(Path("/w"), Path("/t"), 48), "cuda", "bf16", 2, "/opt/python", 70)
 
 # What NVIDIA's library takes and gives for GPT-J (fastertransformer_backend, all_models/gptj, and its GptJTritonModel).

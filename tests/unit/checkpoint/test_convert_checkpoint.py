@@ -26,11 +26,11 @@ from gptj_triton.checkpoint.data_types import WEIGHT_TYPES
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.checkpoint.weights import load_weights
 from gptj_triton.errors import ConfigError
+from gptj_triton.project import PROJECT
 
 MakeCheckpoint = Callable[..., Path]
 Write = Callable[..., Path]
 
-PROJECT = Path(__file__).resolve().parents[2]
 SCRIPT = PROJECT / "tools" / "convert_checkpoint.py"
 THREE_HEADS: dict[str, Any] = {"n_positions": 64}
 FOUR_HEADS = {"n_embd": 64, "n_head": 4, "rotary_dim": 8, "vocab_size": 301, "n_positions": 64}

@@ -22,8 +22,9 @@ from gptj_triton.bench.performance_plots import (
 )
 from gptj_triton.bench.results import Result
 from gptj_triton.plots import Label, new_plot, place_labels, plain_numbers
+from gptj_triton.project import PROJECT
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = PROJECT / "docs"
 
 
 def committed(name: str) -> Result:

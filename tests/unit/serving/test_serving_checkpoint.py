@@ -18,10 +18,10 @@ import pytest
 from tokenizers import Tokenizer
 
 from gptj_triton.checkpoint.model_config import ModelConfig
+from gptj_triton.project import PROJECT
 from gptj_triton.serving.checkpoint import Checkpoint, ModelRequest, find_checkpoint
 from gptj_triton.serving.errors import ServeError
 
-PROJECT = Path(__file__).resolve().parents[2]
 EMBEDDED = PROJECT / "model_repository" / "fastertransformer" / "1" / "storyteller"
 STAGING = Path("/nowhere/staging")  # of a checkpoint that needs none
 TEXT = "Once upon a time,  there was a fox; he said:\n\t‘Émile!’ 🦊 don't<|endoftext|>"

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from gptj_triton.project import PROJECT
 from gptj_triton.serving.errors import ServeError
 from gptj_triton.serving.installation import PYTHON, STUB, Triton, find_python_library, find_triton, stage_backends
 
-BACKEND = Path(__file__).resolve().parents[2] / "backends" / "fastertransformer"
+BACKEND = PROJECT / "backends" / "fastertransformer"
 
 
 def make_container_layout(root: Path, stub: bytes | None) -> Path:

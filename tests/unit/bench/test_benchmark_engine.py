@@ -12,7 +12,9 @@ import pytest
 import torch
 from transformers import GPTJConfig, GPTJForCausalLM
 
-SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "benchmark_engine.py"
+from gptj_triton.project import PROJECT
+
+SCRIPT = PROJECT / "tools" / "benchmark_engine.py"
 END = 96
 
 
