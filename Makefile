@@ -27,7 +27,7 @@ lint: $(INSTALLED)-test
 	$(BIN)/ruff format --check
 	$(BIN)/mypy gptj_triton tools tests
 
-# Writes what is made from the table of request fields: the models' configurations, and the table in docs/reference.md.
+# Writes what is made from code: the models' configurations, and the tables in docs/reference.md.
 configs: $(INSTALLED)
 	$(BIN)/python tools/make_configs.py
 

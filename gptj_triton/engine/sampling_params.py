@@ -1,4 +1,4 @@
-"""How one sequence is to be continued. Knows no tensors and no ranges: requests are checked before they come here.
+"""How one sequence is to be continued, and whether a model can do that. Knows no tensors and no ranges of fields.
 
 Names are those of the tensors in the table of request fields; meanings are FasterTransformer's, where it has them.
 """
@@ -31,13 +31,13 @@ class Limits(msgspec.Struct, frozen=True):
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Parameters of one sequence; lengths count tokens.
 
-    `top_k` 0, `top_p` 0 and `min_p` 0 mean greedy, as does `temperature` 0. `min_p` (this engine's own; Nguyen et al.,
-    2024, arXiv:2407.01082) keeps tokens at least that share as probable as the best one.
+    `runtime_top_k` 0, `runtime_top_p` 0 and `min_p` 0 mean greedy, as does `temperature` 0. `min_p` (this engine's own;
+    Nguyen et al., 2024, arXiv:2407.01082) keeps tokens at least that share as probable as the best one.
     `repetition_penalty` multiplies or divides the logit of every distinct token of prompt and output,
     `presence_penalty` is subtracted from it once, `frequency_penalty` once an occurrence. `stop_strings` (this engine's
     own) are matched on the bytes of the new text; `stop_words_list` and `bad_words_list` are token sequences. With
-    `beam_width` above 1 nothing is drawn: see `beam`. `top_p_decay`, `top_p_min` and `top_p_reset_ids` are factual
-    nucleus sampling (Lee et al., 2022, arXiv:2206.04624).
+    `beam_width` above 1 nothing is drawn: see engine/beam.py. `top_p_decay`, `top_p_min` and `top_p_reset_ids` are
+    factual nucleus sampling (Lee et al., 2022, arXiv:2206.04624).
     """
 
     request_output_len: int

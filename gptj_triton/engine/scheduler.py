@@ -97,7 +97,7 @@ class Scheduler:
                 break
             num_tokens = min(_prefill_length(sequence), budget)
             if not self.pool.grow(sequence, sequence.num_cached + num_tokens):
-                break  # those before it will free pages; nobody overtakes it meanwhile
+                break  # it waits for pages; later prompts must not overtake it
             if num_tokens:
                 step.append(Scheduled(sequence, num_tokens))
             budget -= num_tokens
@@ -112,7 +112,7 @@ class Scheduler:
         if not self.waiting:
             return None
         sequence = self.waiting[0]
-        if self._slots() + _slots_for(sequence) > self.max_sequences:
+        if self._num_reserved() + _num_becoming(sequence) > self.max_sequences:
             return None
         if sequence.in_flight:  # it had to give way while a step for it was under way
             return None
@@ -124,9 +124,9 @@ class Scheduler:
         self.running.append(self.waiting.popleft())
         return sequence
 
-    def _slots(self) -> int:
+    def _num_reserved(self) -> int:
         """Sequences that run, and the beams that searches which have just begun will have."""
-        return sum(map(_slots_for, self.running))
+        return sum(map(_num_becoming, self.running))
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
         """Grow `sequence`, preempting later arrivals as needed; false if it had to give way itself."""
@@ -143,8 +143,8 @@ class Scheduler:
         return True
 
 
-def _slots_for(sequence: Sequence) -> int:
-    """Sequences that this one stands for: a search that has just begun becomes as many as it has beams."""
+def _num_becoming(sequence: Sequence) -> int:
+    """How many sequences this one will become: the beam width for a search that has just begun, else 1."""
     return sequence.params.beam_width if len(sequence.group) == 1 else 1
 
 

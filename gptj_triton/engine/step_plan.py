@@ -48,8 +48,8 @@ def plan_step(
 ) -> tuple[StepPlan, list[Sequence]]:
     """Pack a step, and take the page copies that wait; each scheduled sequence must own the pages of all its tokens.
 
-    `sampled` are the sequences that the step before samples for, in order: the place of one among them stands for its
-    token in flight. Returns with the plan the sequences of its `last_rows`, in the same order.
+    `sampled` are the sequences that the step before samples for, in order. A sequence at index i of it has a token in
+    flight, which the plan writes as -1 - i. Returns with the plan the sequences of its `last_rows`, in the same order.
     """
     place = {id(sequence): index for index, sequence in enumerate(sampled)}
     ordered = sorted(step, key=lambda scheduled: _group_key(scheduled, pool))

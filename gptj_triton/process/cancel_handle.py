@@ -1,4 +1,6 @@
-"""What lets a process of the same server cancel a request of an engine: no address, so that nobody can name another.
+"""Cancel handles: bytes with which another process of this server can cancel a request.
+
+A handle names an engine's directory and no address, so it cannot lead anywhere else.
 
 A handle is MessagePack: the name of the engine's directory, which lies in the server's own, and the message to send.
 """

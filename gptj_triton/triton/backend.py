@@ -1,7 +1,8 @@
 """The Triton backend `fastertransformer`: requests to an engine process that all its models share.
 
 Every model with `backend: "fastertransformer"` is a frontend of the engine; one that is decoupled streams. This file
-knows Triton's calls; `tensors` knows the tensors, `replies` when what is sent. `execute` returns at once.
+knows Triton's calls; tensors.py reads the tensors, and replies.py decides when a response is sent. `execute` returns at
+once.
 """
 
 from __future__ import annotations

@@ -20,14 +20,16 @@ REASONS = """This project's own: "stop", "length", "timeout" or "cancelled" for 
 TENSORS = [field.tensor for field in FIELDS if field.tensor is not None]
 FOR_NVIDIA = "stop_words_list"  # preprocessing makes it where an ensemble asks for it
 MADE = [tensor.name for tensor in TENSORS if tensor.made and tensor.name != FOR_NVIDIA]
-READ_BEHIND = {name: field.tensor.name for name, field in BY_NAME.items() if field.postprocessing and field.tensor}
+POSTPROCESSING_FIELDS = {
+    name: field.tensor.name for name, field in BY_NAME.items() if field.postprocessing and field.tensor
+}
 
 OUTPUT_IDS = Declaration("output_ids", "UINT32", (-1, -1))
 SEQUENCE_LENGTH = Declaration("sequence_length", "UINT32", (-1,))
 LOG_PROBS = [Declaration("cum_log_probs", "FP32", (-1,)), Declaration("output_log_probs", "FP32", (-1, -1))]
 FINISH_REASON = Declaration("finish_reason", "BYTES", (-1,))
-OF_A_STREAM = [Declaration("previous_length", "UINT32", (-1,)), Declaration("cancel_handle", "BYTES", (-1,))]
-OF_A_PROMPT = [Declaration("input_lengths", "UINT32", (1,)), Declaration("end_id", "UINT32", (1,))]
+STREAM_OUTPUTS = [Declaration("previous_length", "UINT32", (-1,)), Declaration("cancel_handle", "BYTES", (-1,))]
+PROMPT_OUTPUTS = [Declaration("input_lengths", "UINT32", (1,)), Declaration("end_id", "UINT32", (1,))]
 TEXT_OUTPUT = Declaration("text_output", "BYTES", (-1,))
 COUNTS = [Declaration("num_input_tokens", "INT32", (-1,)), Declaration("num_output_tokens", "INT32", (-1,))]
 
@@ -72,7 +74,7 @@ def preprocessing() -> list[str]:
 
 def postprocessing() -> list[str]:
     """Tokens in, text out."""
-    optional = [each._replace(optional=True) for each in (FINISH_REASON, *OF_A_STREAM)]
+    optional = [each._replace(optional=True) for each in (FINISH_REASON, *STREAM_OUTPUTS)]
     return [
         *comment(
             "Tokens to text. finish_reason and the request's fields are optional, so the step also serves a backend "
@@ -83,7 +85,13 @@ def postprocessing() -> list[str]:
         *_head("postprocessing", 'backend: "python"'),
         *block(
             "input",
-            [OUTPUT_IDS, SEQUENCE_LENGTH, *OF_A_PROMPT, *optional, *(_field(BY_NAME[name]) for name in READ_BEHIND)],
+            [
+                OUTPUT_IDS,
+                SEQUENCE_LENGTH,
+                *PROMPT_OUTPUTS,
+                *optional,
+                *(_field(BY_NAME[name]) for name in POSTPROCESSING_FIELDS),
+            ],
         ),
         *block("output", [TEXT_OUTPUT, FINISH_REASON, *COUNTS]),
         *comment(
@@ -142,17 +150,17 @@ def frontend(streaming: bool) -> list[str]:
         "output", [FINISH_REASON], REASONS + ("; empty for all until the last response." if streaming else ".")
     )
     if streaming:
-        passed = [_carried(tensor) for tensor in TENSORS if tensor.name in READ_BEHIND.values()]
+        passed = [_carried(tensor) for tensor in TENSORS if tensor.name in POSTPROCESSING_FIELDS.values()]
         lines += block(
             "output",
-            OF_A_STREAM,
+            STREAM_OUTPUTS,
             "Of this model alone, for each sequence: the tokens, prompt included, that earlier responses carried; "
             "and, in some responses only, how to tell the engine that the client has left: a ZeroMQ endpoint, a "
             "newline, the message to push there.",
         )
         lines += block(
             "output",
-            [*OF_A_PROMPT, *passed],
+            [*PROMPT_OUTPUTS, *passed],
             "Passed through, the first two always, the others where the request has them.",
         )
     lines += [
@@ -216,15 +224,15 @@ def ensemble(streaming: bool) -> list[str]:
         )
         del to_preprocessing["stream"]
         # A tensor is written once, so what passes through has another name behind the frontend.
-        behind = {each.name: f"_{each.name}" for each in OF_A_STREAM}
+        behind = {each.name: f"_{each.name}" for each in STREAM_OUTPUTS}
         behind |= {"input_lengths": "_prompt_lengths", "end_id": "_last_id"}
-        from_frontend |= behind | {tensor: f"_{tensor}" for tensor in READ_BEHIND.values()}
-        to_postprocessing |= behind | {field: f"_{tensor}" for field, tensor in READ_BEHIND.items()}
+        from_frontend |= behind | {tensor: f"_{tensor}" for tensor in POSTPROCESSING_FIELDS.values()}
+        to_postprocessing |= behind | {field: f"_{tensor}" for field, tensor in POSTPROCESSING_FIELDS.items()}
     else:
         name, frontend_name = "ensemble", "fastertransformer"
         about = f"Text in, text out: preprocessing, fastertransformer, postprocessing. Wiring only. {UNDERSCORES}"
-        to_postprocessing |= {each.name: f"_{each.name}" for each in OF_A_PROMPT}
-        to_postprocessing |= {field: field for field in READ_BEHIND}
+        to_postprocessing |= {each.name: f"_{each.name}" for each in PROMPT_OUTPUTS}
+        to_postprocessing |= {field: field for field in POSTPROCESSING_FIELDS}
     return [
         *comment(about),
         *_head(name, 'platform: "ensemble"'),

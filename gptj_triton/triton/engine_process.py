@@ -8,12 +8,12 @@ import time
 from gptj_triton.process import server
 from gptj_triton.triton.stubs import end_orphaned_stubs
 
-STUBS_END_BY_THEMSELVES = 0.5  # seconds in which they do, unless the server was killed
+STUB_GRACE_SECONDS = 0.5  # within which the stubs of a server that stopped in order end
 
 
 def clean_up(server_pid: int) -> None:
     """End the stubs of a server that has ended."""
-    time.sleep(STUBS_END_BY_THEMSELVES)
+    time.sleep(STUB_GRACE_SECONDS)
     end_orphaned_stubs(server_pid)
 
 

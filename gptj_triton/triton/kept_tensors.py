@@ -1,4 +1,4 @@
-"""Triton's tensors that many messages have alike, made once. Knows nothing of what they hold."""
+"""A cache of Triton's tensors that many messages have in common. Knows nothing of what they hold."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 class KeptTensors:
-    """At most `limit` of them: they stay in memory that is shared with Triton."""
+    """Holds at most `limit` tensors, in memory that is shared with Triton; when it is full, it is emptied."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

@@ -10,7 +10,9 @@ from gptj_triton.engine.metrics import METRICS, PREFIX, EngineMetrics, Metric
 
 
 class PublishedMetrics:
-    """All fields of EngineMetrics. One thread at a time may publish, or the server dies."""
+    """All fields of EngineMetrics. One thread at a time may publish: in Triton 2.51 two that update a metric at once
+    crash the server.
+    """
 
     def __init__(self, model_name: str) -> None:
         self._published = {field: self._create(PREFIX + field, metric, model_name) for field, metric in METRICS.items()}
@@ -31,7 +33,8 @@ class PublishedMetrics:
         self._last = report
 
     def close(self) -> None:
-        """Let go of the metrics while Triton still answers: a stub that ends with any of them crashes."""
+        """Let go of the metrics while Triton still answers: in Triton 2.51 a stub that ends with
+        any of them crashes."""
         while self._published:
             _, (family, metric) = self._published.popitem()
             del metric

@@ -27,7 +27,7 @@ def write_tensors(tensors: Tensors, rows: list[Row], answers: list[Finished]) ->
     new] are empty ([B, 0] and [B, n, 0]) if no row asked for them. `finish_reason` object (bytes) [B, n].
     """
     batch, copies = len(rows), rows[0].beam_width * rows[0].num_return_sequences
-    requests = [(row, params) for row in rows for params in row.requests]
+    requests = [(row, params) for row in rows for params in row.sequences]
     flat = [
         (row, params, result)
         for (row, params), answer in zip(requests, answers, strict=True)
@@ -62,7 +62,7 @@ def passed_through(tensors: Tensors, rows: list[Row]) -> dict[str, NDArray[Any]]
     """
     return {
         "input_lengths": np.array([[len(row.prompt)] for row in rows], np.uint32),
-        "end_id": np.array([[row.requests[0].end_id] for row in rows], np.uint32),
+        "end_id": np.array([[row.sequences[0].end_id] for row in rows], np.uint32),
         **{name: tensors[name] for name in PASSED_THROUGH if name in tensors},
     }
 
@@ -76,7 +76,7 @@ class PieceTensors:
     """
 
     def __init__(self, tensors: Tensors, rows: list[Row]) -> None:
-        requests = [(row.prompt, params) for row in rows for params in row.requests]
+        requests = [(row.prompt, params) for row in rows for params in row.sequences]
         width = max(len(prompt) + params.request_output_len for prompt, params in requests)
         self._shape = len(rows), rows[0].num_return_sequences
         self._prompts = [len(prompt) for prompt, _ in requests]

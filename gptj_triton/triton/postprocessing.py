@@ -1,7 +1,7 @@
 """The postprocessing step of the ensembles: FasterTransformer's output tensors to text.
 
-Only the seam to Triton; the text is made in text/detokenizer.py. Knows nothing of the engine but how to ask it to
-cancel a request, and also serves a backend that returns FasterTransformer's outputs alone. A response of a stream
+Only the calls that Triton makes; the text is made in text/detokenizer.py. Knows nothing of the engine but how to ask it
+to cancel a request, and also serves a backend that returns FasterTransformer's outputs alone. A response of a stream
 brings `previous_length`; nothing is remembered between the responses of a stream, but they must come to one instance in
 their order, so that the client gets them so.
 """

@@ -1,7 +1,7 @@
 """The preprocessing step of the ensemble: the text and fields of a request to FasterTransformer's tensors.
 
-Only the seam to Triton: request_fields.py checks the fields, tokenizer.py makes tokens, token_tensors.py lays them
-out. Knows nothing of the engine.
+Only the calls that Triton makes: request_fields.py checks the fields, text/tokenizer.py makes tokens, token_tensors.py
+lays them out. Knows nothing of the engine.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class TritonPythonModel:
         try:
             request_fields.check_parameters(request.parameters())
             arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-            rows = request_fields.read_rows(arrays, self.limits)
+            rows = request_fields.read_fields(arrays, self.limits)
             return pb_utils.InferenceResponse(self.tensors(rows, set(request.requested_output_names())))
         except request_fields.FieldError as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))

@@ -75,7 +75,7 @@ class Reply:
         self._tensors = tensors
         self._rows = rows
         self._pass_through = pass_through
-        self._missing = sum(len(row.requests) for row in rows)
+        self._missing = sum(len(row.sequences) for row in rows)
         self._answers: list[Finished | None] = [None] * self._missing
 
     def take(self, index: int, answer: Answer) -> bool:
@@ -155,7 +155,7 @@ class Replies:
         self._open[reply] = None
         if isinstance(reply, StreamReply):
             self._open_streams.add(reply)
-        sequences = [(row.prompt, params) for row in rows for params in row.requests]
+        sequences = [(row.prompt, params) for row in rows for params in row.sequences]
         for index, (prompt, params) in enumerate(sequences):
             on_answer = functools.partial(self._take, reply, index)
             on_tokens = functools.partial(self._take_tokens, reply, index) if isinstance(reply, StreamReply) else None

@@ -96,7 +96,7 @@ def check_parameters(parameters_json: str) -> None:
         raise FieldError(f"unknown field {_shown(name)}{_hint(name)}; the fields are {', '.join(BY_NAME)}")
 
 
-def read_rows(arrays: Mapping[str, NDArray[Any]], limits: PromptLimits) -> list[RowFields]:
+def read_fields(arrays: Mapping[str, NDArray[Any]], limits: PromptLimits) -> list[RowFields]:
     """Check every field of a request and return its rows.
 
     `arrays`: the inputs that are present, by name, each [B, 1] or, for lists of words, [B, N]; strings as bytes.

@@ -32,15 +32,15 @@ class Row:
     """One prompt and the parameters of each request to the engine that continues it: one, unless several are drawn."""
 
     prompt: list[int]
-    requests: list[SamplingParams]
+    sequences: list[SamplingParams]
 
     @property
     def beam_width(self) -> int:
-        return self.requests[0].beam_width
+        return self.sequences[0].beam_width
 
     @property
     def num_return_sequences(self) -> int:
-        return len(self.requests)
+        return len(self.sequences)
 
 
 def read_rows(tensors: Tensors, model: Welcome) -> list[Row]:

@@ -1,5 +1,4 @@
-"""What the unit tests share: the steps' helper modules on the import path, a checkpoint with a toy tokenizer, and small
-random checkpoints of either kind."""
+"""What the unit tests share: a checkpoint with a toy tokenizer, and small random checkpoints of either kind."""
 
 from __future__ import annotations
 

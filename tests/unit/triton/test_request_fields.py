@@ -17,7 +17,7 @@ from gptj_triton.triton.request_fields import (
     RowFields,
     check_parameters,
     new_token_limit,
-    read_rows,
+    read_fields,
 )
 
 LIMITS = PromptLimits(context_length=64, vocab_size=300, longest_token=10)
@@ -37,7 +37,7 @@ def arrays(**fields: Any) -> dict[str, Any]:
 
 
 def only_row(**fields: Any) -> RowFields:
-    (row,) = read_rows(arrays(**fields), LIMITS)
+    (row,) = read_fields(arrays(**fields), LIMITS)
     return row
 
 
@@ -85,7 +85,7 @@ def only_row(**fields: Any) -> RowFields:
 )
 def test_a_bad_value_is_refused_by_field_value_and_range(field: str, value: Any, message: str) -> None:
     with pytest.raises(FieldError) as error:
-        read_rows(arrays(**{field: value}), LIMITS)
+        read_fields(arrays(**{field: value}), LIMITS)
     assert str(error.value) == message
 
 
@@ -93,15 +93,15 @@ def test_a_bad_value_is_refused_by_field_value_and_range(field: str, value: Any,
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_no_float_field_takes_nan_or_infinity(field: str, value: float) -> None:
     with pytest.raises(FieldError, match=rf"^{field} is -?(nan|inf); it must be a finite number"):
-        read_rows(arrays(**{field: value}), LIMITS)
+        read_fields(arrays(**{field: value}), LIMITS)
 
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_the_ends_of_every_range_are_allowed(name: str) -> None:
     field = BY_NAME[name]
-    read_rows(arrays(**{name: field.minimum}), LIMITS)
+    read_fields(arrays(**{name: field.minimum}), LIMITS)
     if field.maximum is not None:
-        read_rows(arrays(**{name: field.maximum}), LIMITS)
+        read_fields(arrays(**{name: field.maximum}), LIMITS)
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -111,12 +111,12 @@ def test_beyond_the_ends_of_every_range_a_value_is_refused(name: str) -> None:
     beyond = [field.minimum - 1] if field.maximum is None else [field.minimum - 1, field.maximum + 1]
     for value in beyond:
         with pytest.raises(FieldError, match=f"^{name} is .*; it must be {field.kind}"):
-            read_rows(arrays(**{name: value}), LIMITS)
+            read_fields(arrays(**{name: value}), LIMITS)
 
 
 def test_a_missing_text_input_is_refused() -> None:
     with pytest.raises(FieldError, match="text_input is missing; it must be a prompt"):
-        read_rows(arrays(text_input=None, max_tokens=3), LIMITS)
+        read_fields(arrays(text_input=None, max_tokens=3), LIMITS)
 
 
 def test_a_prompt_of_too_many_bytes_is_refused_before_it_is_tokenised() -> None:
@@ -128,7 +128,7 @@ def test_a_prompt_of_too_many_bytes_is_refused_before_it_is_tokenised() -> None:
 
 
 def test_where_the_longest_token_is_unknown_no_prompt_is_refused_by_its_bytes() -> None:
-    assert read_rows(
+    assert read_fields(
         arrays(text_input=b"a" * 100_000), PromptLimits(context_length=64, vocab_size=300, longest_token=None)
     )
 
@@ -175,7 +175,7 @@ def test_an_empty_list_of_words_is_no_list() -> None:
 
 
 def test_rows_keep_their_own_values() -> None:
-    rows = read_rows(
+    rows = read_fields(
         arrays(text_input=[b"a", b"b"], max_tokens=[3, 4], stop_words=[(b"x", b"y"), (b"z", b"z")]), LIMITS
     )
     assert [(row.text_input, row.max_tokens, row.stop_words) for row in rows] == [
@@ -186,15 +186,15 @@ def test_rows_keep_their_own_values() -> None:
 
 def test_an_error_names_its_row_when_there_are_several() -> None:
     with pytest.raises(FieldError, match=r"^row 2: max_tokens is 0;"):
-        read_rows(arrays(text_input=[b"a", b"b", b"c"], max_tokens=[3, 4, 0]), LIMITS)
+        read_fields(arrays(text_input=[b"a", b"b", b"c"], max_tokens=[3, 4, 0]), LIMITS)
     with pytest.raises(FieldError, match=r"^max_tokens is 0;"):
-        read_rows(arrays(text_input=[b"a"], max_tokens=[0]), LIMITS)
+        read_fields(arrays(text_input=[b"a"], max_tokens=[0]), LIMITS)
 
 
 @pytest.mark.parametrize("field", ["beam_width", "num_return_sequences"])
 def test_rows_must_agree_on_the_number_of_sequences(field: str) -> None:
     with pytest.raises(FieldError, match=f"row 1: {field} is 3; it must be 2, as in row 0, in all rows of a request"):
-        read_rows(arrays(text_input=[b"a", b"b"], **{field: [2, 3]}), LIMITS)
+        read_fields(arrays(text_input=[b"a", b"b"], **{field: [2, 3]}), LIMITS)
 
 
 def test_max_tokens_may_fill_the_context_and_not_one_more() -> None:

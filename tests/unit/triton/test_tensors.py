@@ -55,14 +55,14 @@ def words(*words: list[int], pad: int = 0) -> NDArray[np.int32]:
 
 def only_params(tensors: dict[str, NDArray[Any]]) -> SamplingParams:
     [row] = read_rows(tensors, MODEL)
-    [params] = row.requests
+    [params] = row.sequences
     return params
 
 
 def test_absent_optional_tensors_mean_the_defaults() -> None:
     [row] = read_rows(request([1, 2, 3]), MODEL)
     assert row.prompt == [1, 2, 3]
-    assert row.requests == [SamplingParams(request_output_len=4, end_id=99)]
+    assert row.sequences == [SamplingParams(request_output_len=4, end_id=99)]
 
 
 def test_every_scalar_reaches_the_parameters() -> None:
@@ -96,7 +96,7 @@ def test_every_range_ends_where_the_table_says(name: str) -> None:
         with pytest.raises(InvalidRequestError, match=f"^{name} is .*, allowed: {field.range()}$"):
             read_rows(request([1], new=2, **{name: value}), roomy)
     [row] = read_rows(request([1], new=2, **{name: field.maximum}), roomy)
-    assert getattr(row.requests[0], name) == field.maximum
+    assert getattr(row.sequences[0], name) == field.maximum
 
 
 def test_scalars_may_come_with_or_without_their_second_dimension() -> None:
@@ -108,8 +108,8 @@ def test_scalars_may_come_with_or_without_their_second_dimension() -> None:
 def test_rows_have_their_own_lengths_and_parameters() -> None:
     first, second = read_rows(request([1, 2, 3], [4], runtime_top_k=[0, 9], random_seed=[1, 2]), MODEL)
     assert (first.prompt, second.prompt) == ([1, 2, 3], [4])
-    assert (first.requests[0].runtime_top_k, second.requests[0].runtime_top_k) == (0, 9)
-    assert (first.requests[0].random_seed, second.requests[0].random_seed) == (1, 2)
+    assert (first.sequences[0].runtime_top_k, second.sequences[0].runtime_top_k) == (0, 9)
+    assert (first.sequences[0].random_seed, second.sequences[0].random_seed) == (1, 2)
 
 
 def test_an_empty_prompt_starts_from_the_start_id() -> None:
@@ -120,7 +120,7 @@ def test_an_empty_prompt_starts_from_the_start_id() -> None:
 
 def test_sequences_of_one_row_have_seeds_of_their_own_and_the_first_one_has_the_rows() -> None:
     [row] = read_rows(request([1], num_return_sequences=5, random_seed=2**64 - 1), MODEL)
-    seeds = [params.random_seed for params in row.requests]
+    seeds = [params.random_seed for params in row.sequences]
     assert seeds[0] == 2**64 - 1
     assert len(set(seeds)) == 5
     assert all(0 <= seed < 2**64 for seed in seeds)
@@ -143,7 +143,7 @@ def test_word_lists_are_read_without_their_padding_and_empty_words(name: str) ->
 def test_stop_strings_are_bytes_of_each_row() -> None:
     strings = np.array([[b"a", "é".encode()], [b"b", b"c"]], np.object_)
     rows = read_rows(request([1], [2]) | {"stop_strings": strings}, MODEL)
-    assert [row.requests[0].stop_strings for row in rows] == [(b"a", b"\xc3\xa9"), (b"b", b"c")]
+    assert [row.sequences[0].stop_strings for row in rows] == [(b"a", b"\xc3\xa9"), (b"b", b"c")]
 
 
 @pytest.mark.parametrize(
