@@ -102,9 +102,10 @@ def test_json_lets_parameters_through_that_are_like_no_field(server: Any) -> Non
     tensor = {"name": "text_input", "datatype": "BYTES", "shape": [1, 1], "data": ["Once"]}
     assert post(server, "ensemble/infer", {"inputs": [tensor], "parameters": FOREIGN}).status_code == 200
     for path in ("ensemble/generate", "ensemble_stream/generate_stream"):
-        plain = post(server, path, {"text_input": "Once"})
-        assert post(server, path, {"text_input": "Once", **FOREIGN}).text == plain.text
-        assert post(server, path, {"text_input": "Once", "parameters": FOREIGN}).text == plain.text
+        fields = {"text_input": "Once", "max_tokens": 1}  # a stream of one piece
+        plain = post(server, path, fields)
+        assert post(server, path, {**fields, **FOREIGN}).text == plain.text
+        assert post(server, path, {**fields, "parameters": FOREIGN}).text == plain.text
 
 
 @pytest.mark.parametrize("protocol", MODULES, ids=lambda module: module.__name__)

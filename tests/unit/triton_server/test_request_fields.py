@@ -243,5 +243,5 @@ def test_min_length_is_min_tokens_and_an_error_has_the_name_that_was_given() -> 
     assert only_row(min_length=3).min_tokens == only_row(min_length=3, min_tokens=3).min_tokens == 3
     with pytest.raises(FieldError, match="min_tokens is 2 and min_length, its other name, is 3; they must be equal"):
         only_row(min_length=3, min_tokens=2)
-    with pytest.raises(FieldError, match="^min_length is 6; it must be from 0 to max_tokens, here 5"):
+    with pytest.raises(FieldError, match=r"^min_length is 6; it must be from 0 to max_tokens, here 5"):
         new_token_limit(only_row(min_length=6, max_tokens=5), 4, LIMITS)
