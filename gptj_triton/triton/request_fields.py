@@ -84,7 +84,8 @@ def read_fields(
     FieldError, its message led by `row I:` (from 0) when the request has several rows.
     """
     if "text_input" not in arrays:
-        also = f" (unknown: {', '.join(unknown[:MOST_NAMES])})" if unknown else ""
+        kind = "unknown field" if len(unknown) == 1 else "unknown fields"
+        also = f" ({kind} {', '.join(unknown[:MOST_NAMES])})" if unknown else ""
         raise FieldError(f"text_input is missing; it must be a prompt of at least one character{also}")
     count = _count_rows(arrays)
     rows = []

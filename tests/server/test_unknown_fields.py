@@ -59,8 +59,8 @@ def test_a_prompt_by_another_name_is_refused_with_both_names(server: Any, path: 
 @pytest.mark.parametrize("path", DOORS)
 def test_without_a_prompt_every_unknown_name_is_told(server: Any, path: str) -> None:
     message = "text_input is missing; it must be a prompt of at least one character"
-    assert f"{message} (unknown: 'question')" in refusal(server, path, {"question": "Who?"})
-    assert f"{message} (unknown: 'question', 'team')" in refusal(server, path, {"question": "Who?", "team": "a"})
+    assert f"{message} (unknown field 'question')" in refusal(server, path, {"question": "Who?"})
+    assert f"{message} (unknown fields 'question', 'team')" in refusal(server, path, {"question": "Who?", "team": "a"})
     assert f'{message}"' in refusal(server, path, {})
     assert f'{message}"' in refusal(server, path, {"id": "tale-1", "timeout": 60_000_000})
 

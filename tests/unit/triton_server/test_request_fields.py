@@ -113,7 +113,7 @@ def test_a_missing_text_input_is_refused() -> None:
     message = "text_input is missing; it must be a prompt of at least one character"
     with pytest.raises(FieldError, match=f"^{message}$"):
         read_fields(arrays(text_input=None, max_tokens=3), LIMITS)
-    with pytest.raises(FieldError, match=rf"^{message} \(unknown: 'question', 'team'\)$"):
+    with pytest.raises(FieldError, match=rf"^{message} \(unknown fields 'question', 'team'\)$"):
         read_fields({}, LIMITS, ["'question'", "'team'"])
     with pytest.raises(FieldError) as error:
         read_fields({}, LIMITS, [repr("x" * 60)] * 1000)
