@@ -49,8 +49,14 @@ class TritonPythonModel:
         try:
             unknown = check_parameters(request.parameters())
             arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-            rows = request_fields.read_fields(arrays, self.limits, unknown)
-            return pb_utils.InferenceResponse(self.tensors(rows, set(request.requested_output_names())))
+            wanted = set(request.requested_output_names())
+            # Only an ensemble that can stream asks for it; in any other the field must not be true.
+            may_stream = "stream" in wanted
+            rows = request_fields.read_fields(arrays, self.limits, unknown, may_stream)
+            outputs = self.tensors(rows, wanted)
+            if may_stream:
+                outputs.append(pb_utils.Tensor("stream", arrays.get("stream", np.zeros((len(rows), 1), np.bool_))))
+            return pb_utils.InferenceResponse(outputs)
         except request_fields.FieldError as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
 

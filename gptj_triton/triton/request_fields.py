@@ -75,13 +75,14 @@ class RowFields:
 
 
 def read_fields(
-    arrays: Mapping[str, NDArray[Any]], limits: PromptLimits, unknown: Sequence[str] = ()
+    arrays: Mapping[str, NDArray[Any]], limits: PromptLimits, unknown: Sequence[str] = (), may_stream: bool = False
 ) -> list[RowFields]:
     """Check every field of a request and return its rows.
 
     `arrays`: the inputs that are present, by name, each [B, 1] or, for lists of words, [B, N]; strings as bytes.
-    `unknown`: names of parameters that are no fields; one of them may be what should have been the prompt. Raises
-    FieldError, its message led by `row I:` (from 0) when the request has several rows.
+    `unknown`: names of parameters that are no fields; one of them may be what should have been the prompt. `stream`
+    may be true only if `may_stream`. Raises FieldError, its message led by `row I:` (from 0) when the request has
+    several rows.
     """
     if "text_input" not in arrays:
         kind = "unknown field" if len(unknown) == 1 else "unknown fields"
@@ -91,7 +92,7 @@ def read_fields(
     rows = []
     for index in range(count):
         try:
-            rows.append(_read_row({name: array[index] for name, array in arrays.items()}, limits))
+            rows.append(_read_row({name: array[index] for name, array in arrays.items()}, limits, may_stream))
         except FieldError as error:
             raise FieldError(f"{row_prefix(index, count)}{error}") from None
     _require_agreement(rows)
@@ -142,7 +143,7 @@ def new_token_limit(row: RowFields, prompt_length: int, limits: PromptLimits) ->
     return max_tokens
 
 
-def _read_row(values: Mapping[str, NDArray[Any]], limits: PromptLimits) -> RowFields:
+def _read_row(values: Mapping[str, NDArray[Any]], limits: PromptLimits, may_stream: bool) -> RowFields:
     """One row; `values`: [1] for each field that is present, [N] for lists of words."""
     _refuse_bulk(values, limits)
     given = {name: _checked(field, values[name]) for name, field in BY_NAME.items() if name in values}
@@ -151,8 +152,11 @@ def _read_row(values: Mapping[str, NDArray[Any]], limits: PromptLimits) -> RowFi
             raise FieldError(
                 f"{name} is {given[name]}; it must be a token of the vocabulary, from 0 to {limits.vocab_size - 1}"
             )
-    if given.get("stream"):
-        raise FieldError("stream is true; it must be false, because `ensemble` answers once: use `ensemble_stream`")
+    if given.get("stream") and not may_stream:
+        raise FieldError(
+            "stream is true; it must be false, because `ensemble` answers once: use `ensemble_stream`, or "
+            "have the server started with --streaming-ensemble"
+        )
     min_tokens_name = "min_length" if "min_length" in given and "min_tokens" not in given else "min_tokens"
     _resolve_aliases(given)
 

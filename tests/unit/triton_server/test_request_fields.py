@@ -63,7 +63,8 @@ def only_row(**fields: Any) -> RowFields:
         (
             "stream",
             True,
-            "stream is true; it must be false, because `ensemble` answers once: use `ensemble_stream`",
+            "stream is true; it must be false, because `ensemble` answers once: use `ensemble_stream`, or have the "
+            "server started with --streaming-ensemble",
         ),
         ("stop_words", [(b"\xc3",)], "stop_words[0] has the byte 0xc3 at position 0; it must be valid UTF-8"),
         (
