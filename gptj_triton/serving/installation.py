@@ -94,7 +94,7 @@ def find_triton() -> Triton:
         raise ServeError("no tritonserver on PATH, in /opt/tritonserver or as wheel: pip install nvidia-pytriton")
     if not triton.stub.is_file():
         raise ServeError(f"{triton.binary} comes without a stub for Python {PYTHON} (looked for {triton.stub})")
-    # Its owner may have the right to run it alone: Triton makes it so when a stub ends in a way that it does not expect.
+    # Its owner may have the right to run it and no other: Triton leaves it so when a stub ends unexpectedly.
     if os.access(triton.stub, os.R_OK) and f"libpython{PYTHON}.so".encode() not in triton.stub.read_bytes():
         raise ServeError(f"{triton.stub} is for another Python than {PYTHON}: make the environment with that Python")
     return triton
@@ -126,10 +126,11 @@ def stage_backends(root: Path, triton: Triton, fastertransformer: Path) -> Stage
     # A copy, because Triton refuses a backend library that a link leads out of the backend's directory.
     shutil.copy(triton.python_backend / "libtriton_python.so", python_backend)
     # A program of our own: Triton changes the mode of a stub that fails, and Python in a stub imports from the current
-    # directory, so that must be an empty one. tritonserver's standard input is none of the stub's business.
+    # directory, so that must be an empty one. (A relative path of a model, the first argument, starts at Triton's own.)
+    # tritonserver's standard input is none of the stub's business.
     (root / "empty").mkdir()
-    start = f'cd {shlex.quote(str(root / "empty"))} && exec {shlex.quote(str(triton.stub))} "$@" < /dev/null'
-    write_program(python_backend / STUB, start)
+    empty, stub = shlex.quote(str(root / "empty")), shlex.quote(str(triton.stub))
+    write_program(python_backend / STUB, f'case "$1" in /*) cd {empty} ;; esac; exec {stub} "$@" < /dev/null')
     utilities = "triton_python_backend_utils.py"
     (python_backend / utilities).symlink_to(triton.python_backend / utilities)
     (root / "backends" / "fastertransformer").symlink_to(fastertransformer.resolve())

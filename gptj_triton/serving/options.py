@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import ipaddress
 import shutil
 import socket
 from collections.abc import Sequence
@@ -80,10 +81,10 @@ class Options:
             reason = error.strerror if isinstance(error, OSError) else "no name"
             raise ServeError(f"--host {self.host}: not a host name or IP address ({reason})") from None
         found.sort(key=lambda each: each[0] != socket.AF_INET)
-        address = str(found[0][4][0])
-        if "%" in address:
-            raise ServeError(f"--host {self.host}: tritonserver listens to no address with a zone")
-        return address
+        address = ipaddress.ip_address(found[0][4][0])
+        if address.version == 6 and address.is_link_local:
+            raise ServeError(f"--host {self.host}: tritonserver cannot listen on a link-local address of IPv6")
+        return str(address)
 
     @property
     def listening_arguments(self) -> list[str]:

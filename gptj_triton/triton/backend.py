@@ -37,7 +37,7 @@ class TritonPythonModel:
         try:
             # Not a setting of the engine, which models with equal settings share.
             pace = read_pace(parameters.pop("stream_pieces_per_second", "") if self.decoupled else "")
-            config = EngineConfig.from_parameters(parameters, Path(args["model_repository"]).parent)
+            config = EngineConfig.from_parameters(parameters, Path(args["model_repository"]).parent.absolute())
             # The name of a socket too, which must be short.
             self.engine = EngineClient(config, own_server_pid(), str(os.getpid()), ENGINE_MODULE)
         except ConfigError as error:
