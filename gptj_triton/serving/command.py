@@ -2,9 +2,8 @@
 
 Stages a backend directory and a copy of the model repository with the command line's choices in it, starts tritonserver
 on them, prints `READY http://HOST:PORT` on stdout when every model is ready, and stops everything on SIGINT, SIGTERM or
-SIGHUP.
-All else goes to stderr. Exit status: 0 after a stop that was asked for, 128 + signal when that came before READY, 2 for
-a bad option, 1 for every other failure, whose cause is the last line on stderr. Does not know how tokens
+SIGHUP. All else goes to stderr. Exit status: 0 after a stop that was asked for, 128 + signal when that came before
+READY, 2 for a bad option, 1 for every other failure, whose cause is the last line on stderr. Does not know how tokens
 are computed."""
 
 from __future__ import annotations

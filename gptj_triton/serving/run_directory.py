@@ -22,7 +22,7 @@ from gptj_triton.pidfd import process_has_ended
 from gptj_triton.process.directory import server_directory, temporary_directory
 from gptj_triton.triton.stubs import SHARED_MEMORY, end_orphaned_stubs
 
-NAME = re.compile(r"gptj-triton-(?P<run>\d+_[0-9a-f]{8})")
+NAME = re.compile(r"gptj-triton-\d+_[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class RunDirectory:
         end_orphaned_stubs(lambda region, server: region.startswith(self.region_prefix))
         for region in SHARED_MEMORY.glob(f"{self.region_prefix}*"):
             region.unlink(missing_ok=True)
-        if self._server_file.exists():
-            pid = int(self._server_file.read_text())
-            if process_has_ended(pid):  # else the number is another's now, and the directory may be too
-                shutil.rmtree(server_directory(pid), ignore_errors=True)
+        noted = self._server_file.read_text() if self._server_file.exists() else ""
+        # If there is such a process, the number is another's now, and the directory may be too.
+        if noted.isdecimal() and process_has_ended(int(noted)):
+            shutil.rmtree(server_directory(int(noted)), ignore_errors=True)
         shutil.rmtree(self.path, ignore_errors=True)
 
 
@@ -83,8 +83,10 @@ def run_directory() -> Iterator[RunDirectory]:
 def killed_runs(temporary: Path) -> Iterator[RunDirectory]:
     """This user's runs that nobody has locked; each is locked until the next is asked for."""
     for path in temporary.glob("gptj-triton-*"):
-        if NAME.fullmatch(path.name) is None or path.lstat().st_uid != os.geteuid():
+        if NAME.fullmatch(path.name) is None:
             continue
+        # An error means that it is locked, or has no lock, or another launcher removes it just now.
         with contextlib.suppress(OSError), (path / "lock").open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield RunDirectory(path, lock)
+            if path.lstat().st_uid == os.geteuid():
+                yield RunDirectory(path, lock)

@@ -41,7 +41,7 @@ TRAPS = (
     ),
     *("usercustomize", "gptj_triton", "model", "triton_python_backend_utils", "triton", "argparse", "requests"),
 )
-TOOLS = sorted(path.name for path in (PROJECT / "tools").glob("*.py"))
+TOOLS = ("serve.py", "client.py", "convert_checkpoint.py", "make_configs.py")
 WITHOUT_NAME = ("unshare", "--user", "--map-user=12345", "--map-group=12345")
 
 Launch = Callable[..., Server]
@@ -141,6 +141,13 @@ def test_nothing_of_the_working_directory_is_imported(temporary: Path, launch: L
 def test_no_command_imports_from_the_working_directory(trapped: Path, tool: str) -> None:
     done = subprocess.run([sys.executable, PROJECT / "tools" / tool, "--help"], cwd=trapped, capture_output=True)
     assert (done.returncode, sprung(trapped)) == (0, ""), done.stderr
+
+
+def test_a_working_directory_that_is_gone_is_none_of_the_launchers_business(launch: Launch, tmp_path: Path) -> None:
+    toy = make_toy_repository(tmp_path / "toy")
+    gone = make_directory(tmp_path / "gone")
+    remove = ["sh", "-c", 'rmdir ../gone && exec "$@"', "sh"]
+    launch("--model-repository", toy, directory=gone, before=remove).wait_until_ready()
 
 
 def test_the_client_imports_nothing_from_the_working_directory(server: Server, trapped: Path) -> None:
