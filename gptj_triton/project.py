@@ -8,10 +8,10 @@ from pathlib import Path
 def find_checkout(package: Path, current: Path) -> Path:
     """The directory around `package` where that holds a model repository, as in a checkout installed with `pip install
     -e`; else the current directory."""
-    return package.parent if (package.parent / "model_repository").is_dir() else current
+    return package.parent if (package.parent / "model_repository").is_dir() else current.absolute()
 
 
-PROJECT = find_checkout(Path(__file__).resolve().parent, Path.cwd())
+PROJECT = find_checkout(Path(__file__).resolve().parent, Path())  # the current directory may be gone
 REPOSITORY = PROJECT / "model_repository"
 BACKEND = PROJECT / "backends" / "fastertransformer"
 EMBEDDED_MODEL = REPOSITORY / "fastertransformer" / "1" / "storyteller"

@@ -17,7 +17,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-SERVE = ("-m", "gptj_triton.serving.command")
+from gptj_triton.project import PROJECT
+
+SERVE = PROJECT / "tools" / "serve.py"
 
 
 class ServerFailedError(Exception):
@@ -46,7 +48,7 @@ def local_server(arguments: Sequence[str] = (), ready_within: float = 120.0) -> 
     `ready_within` is in seconds. Raises ServerFailedError."""
     http, grpc, metrics = free_ports(3)
     ports = [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
-    with running("serve.py", [sys.executable, *SERVE, *ports, *arguments], ready_within) as pid:
+    with running("serve.py", [sys.executable, str(SERVE), *ports, *arguments], ready_within) as pid:
         yield LocalServer(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", pid)
 
 

@@ -176,7 +176,7 @@ class EngineClient:
                 break
             error = self._directory.error_file
             with contextlib.suppress(FileNotFoundError):
-                reason = error.read_text()
+                reason = error.read_text(encoding="utf-8")
                 error.unlink(missing_ok=True)  # another frontend may have read it at the same time
                 raise ConfigError(reason)
         raise ConfigError("the engine process ended while it started; its log says more")
@@ -222,7 +222,8 @@ class EngineClient:
         package = self._directory.link_package()
         path = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
         environment = cpu_settings(self._config.tensor_para_size) | os.environ | {"PYTHONPATH": path}
-        return subprocess.Popen(command, env=environment, start_new_session=True, stdin=subprocess.DEVNULL)
+        # Python imports from the current directory first, so that is one of ours.
+        return subprocess.Popen(command, cwd=package, env=environment, start_new_session=True, stdin=subprocess.DEVNULL)
 
     def _receive(self) -> None:
         """Hand answers to their requests until this frontend closes, or the engine died and cannot be started again."""

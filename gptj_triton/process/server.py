@@ -255,7 +255,7 @@ def main(
             log.info("model loaded in %.1f s, %s", time.monotonic() - started, engine.summary())
             server.run(engine)
     except EngineError as error:
-        directory.error_file.write_text(str(error))
+        directory.error_file.write_text(str(error), encoding="utf-8", errors="replace")
         return 1
     finally:
         server.close()

@@ -1,2 +1,2 @@
-"""The parts of serve.py: options, installation, checkpoint, repository, process. Imports run in the order
-errors → options → installation → checkpoint → repository → process → serve.py, never back."""
+"""The parts of serve.py: options, home, installation, checkpoint, repository, run directory, process. `command` puts
+them together."""

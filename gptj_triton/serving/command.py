@@ -1,92 +1,109 @@
 """Serves the model repository on Triton Inference Server: text in, text out.
 
 Stages a backend directory and a copy of the model repository with the command line's choices in it, starts tritonserver
-on them, prints `READY http://HOST:PORT` on stdout when every model is ready, and stops everything on SIGINT or SIGTERM.
-All else goes to stderr. Exit status: 0 after a stop that was asked for, 128 + signal when that came before READY, 2 for
-a bad option, 1 for every other failure, whose cause is the last line on stderr. Does not know how tokens
+on them, prints `READY http://HOST:PORT` on stdout when every model is ready, and stops everything on SIGINT, SIGTERM or
+SIGHUP. All else goes to stderr. Exit status: 0 after a stop that was asked for, 128 + signal when that came before
+READY, 2 for a bad option, 1 for every other failure, whose cause is the last line on stderr. Does not know how tokens
 are computed."""
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
+from gptj_triton.process.directory import is_plain
 from gptj_triton.project import BACKEND, EMBEDDED_MODEL, REPOSITORY, require_checkout
-from gptj_triton.serving.checkpoint import ModelRequest, find_checkpoint
+from gptj_triton.serving.checkpoint import Checkpoint, ModelRequest, find_checkpoint
 from gptj_triton.serving.errors import ServeError
+from gptj_triton.serving.home import missing_settings
 from gptj_triton.serving.installation import Stage, find_triton, stage_backends
 from gptj_triton.serving.options import Options, check_ports_are_free, read_options, resolve_engine_python
-from gptj_triton.serving.process import StopRequestedError, TritonProcess, new_region_prefix
+from gptj_triton.serving.plain_paths import PlainPaths
+from gptj_triton.serving.process import STOP_SIGNALS, StopRequestedError, TritonProcess, say
 from gptj_triton.serving.repository import Overrides, stage_repository
+from gptj_triton.serving.run_directory import RunDirectory, run_directory
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    # Until the server runs, SIGTERM unwinds like Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Until the server runs, a signal unwinds what has been done.
+    for number in STOP_SIGNALS:
+        signal.signal(number, stop_early)
     options = read_options(sys.argv[1:] if arguments is None else arguments)
     try:
         if options.print_command:
             print_command(options)
             return 0
-        with tempfile.TemporaryDirectory(prefix="gptj-triton-") as folder:
-            return serve(options, Path(folder))
+        check_ports_are_free(options)
+        with run_directory() as run:
+            return serve(options, run)
     except (ServeError, OSError) as error:
-        print(f"serve.py: {error}", file=sys.stderr)
+        say(str(error))
         return 1
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    except StopRequestedError as request:
+        return 128 + request.signal_number
 
 
-def serve(options: Options, folder: Path) -> int:
-    """Prepares, starts and stops one server, with all that it needs staged in `folder`."""
-    check_ports_are_free(options)
-    stage = stage_backends(folder / "stage", find_triton(), backend_of(options))
-    overrides = choose_overrides(options, folder)
-    stage_repository(
+def stop_early(number: int, frame: FrameType | None) -> NoReturn:
+    raise StopRequestedError(number)
+
+
+def serve(options: Options, run: RunDirectory) -> int:
+    """Prepares, starts and stops one server, with all that it needs staged in the directory of `run`."""
+    os.environ.update(missing_settings(os.environ, run.path / "home"))  # for this process and all that it starts
+    stage = stage_backends(run.path / "stage", find_triton(), backend_of(options))
+    plain = PlainPaths(run.path)
+    overrides = choose_overrides(options, run.path, plain)
+    models = stage_repository(
         options.model_repository,
-        folder / "models",
+        run.path / "models",
         overrides,
         nvidia_backend=options.backend_directory is not None,
         streaming_ensemble=options.streaming_ensemble,
     )
-    region_prefix = new_region_prefix()
     command = [
-        *server_command(options, folder / "models", stage),
-        f"--backend-config=python,shm-region-prefix-name={region_prefix}",
+        *server_command(options, run.path / "models", stage),
+        f"--backend-config=python,shm-region-prefix-name={run.region_prefix}",
         # Every config is complete; completing it would load each model twice.
         "--disable-auto-complete-config",
         # So that the server lives to say why a model did not load.
         "--exit-on-error=false",
         *options.server_arguments,
     ]
-    server = TritonProcess(command, stage.environment, region_prefix, options.exit_timeout)
+    server = TritonProcess(command, stage.environment, run.lock, options.exit_timeout)
     ready = False
     try:
-        server.wait_until_ready(options.local_url)
+        run.note_server(server.pid)
+        server.wait_until_ready(options.local_url, models, options.start_timeout)
         ready = True
         print(f"READY {options.url}", flush=True)
         server.wait()
     except StopRequestedError as request:
         return 0 if ready else 128 + request.signal_number
+    except ServeError as error:
+        raise ServeError(plain.in_users_words(str(error))) from None
     finally:
         server.stop()
 
 
-def choose_overrides(options: Options, folder: Path) -> Overrides:
+def choose_overrides(options: Options, folder: Path, plain: PlainPaths) -> Overrides:
     """What this run sets in the configurations; what the checkpoint lacks is written to `folder`."""
     request = ModelRequest(options.model, options.tokenizer, options.context_length)
     # Our engine knows what its torch can use; NVIDIA's library runs on GPUs only and must be told a type.
     open_data_type = "auto" if options.backend_directory is None else "fp16"
+    found = find_checkpoint(request, EMBEDDED_MODEL, folder / "tokenizer")
+    weights, tokenizer = plain.directory(found.weights, "model"), plain.directory(found.tokenizer, "model-tokenizer")
     return Overrides(
-        checkpoint=find_checkpoint(request, EMBEDDED_MODEL, folder / "tokenizer"),
+        checkpoint=Checkpoint(weights, tokenizer, found.context_length),
         device=options.device,
         data_type=options.data_type or open_data_type,
         tensor_para_size=options.tensor_para_size,
-        engine_python=resolve_engine_python(options),
+        engine_python=plain.program(resolve_engine_python(options), "engine-python"),
         stream_pieces_per_second=options.stream_pieces_per_second,
     )
 
@@ -115,7 +132,13 @@ def server_command(options: Options, models: Path, stage: Stage) -> list[str]:
 def print_command(options: Options) -> None:
     """Stages the backends where they can stay, and prints what serves the committed repository with them."""
     require_checkout()
-    stage = stage_backends(Path(sys.prefix) / "share" / "gptj-triton", find_triton(), BACKEND)
+    root = Path(sys.prefix) / "share" / "gptj-triton"
+    for path in (root, REPOSITORY):
+        if not is_plain(path):
+            raise ServeError(
+                f"--print-command: Triton cannot serve from {str(path)!r}: it knows plain ASCII paths only"
+            )
+    stage = stage_backends(root, find_triton(), BACKEND)
     command = [*server_command(options, REPOSITORY, stage), *options.server_arguments]
     print(*stage.shell_exports, shlex.join(command), sep="\n")
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptj_triton.serving.errors import ServeError
+from gptj_triton.serving.python_environment import find_programs
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 STUB = "triton_python_backend_stub"
@@ -39,19 +40,22 @@ class Stage:
     triton: Path
     backends: Path
     libraries: tuple[Path, ...]
+    programs: Path
 
     @property
     def search_paths(self) -> dict[str, str]:
         """What goes first in the environment's search paths. The stub finds its packages through the `python3` on
-        PATH, so that must be this environment's."""
-        return {"LD_LIBRARY_PATH": os.pathsep.join(map(str, self.libraries)), "PATH": str(Path(sys.prefix) / "bin")}
+        PATH."""
+        return {"LD_LIBRARY_PATH": os.pathsep.join(map(str, self.libraries)), "PATH": str(self.programs)}
 
     @property
     def environment(self) -> dict[str, str]:
-        """This process's environment with `search_paths` in front."""
+        """This process's environment with `search_paths` in front, and without the working directory in any of them,
+        where an empty entry means it too."""
         result = dict(os.environ)
-        for name, first in self.search_paths.items():
-            result[name] = os.pathsep.join(filter(None, [first, result.get(name)]))
+        for name, first in {**self.search_paths, "PYTHONPATH": ""}.items():
+            others = [entry for entry in result.get(name, "").split(os.pathsep) if entry not in ("", ".")]
+            result[name] = os.pathsep.join(filter(None, [first, *map(os.path.abspath, others)]))
         return result
 
     @property
@@ -90,7 +94,8 @@ def find_triton() -> Triton:
         raise ServeError("no tritonserver on PATH, in /opt/tritonserver or as wheel: pip install nvidia-pytriton")
     if not triton.stub.is_file():
         raise ServeError(f"{triton.binary} comes without a stub for Python {PYTHON} (looked for {triton.stub})")
-    if f"libpython{PYTHON}.so".encode() not in triton.stub.read_bytes():
+    # Its owner may have the right to run it and no other: Triton leaves it so when a stub ends unexpectedly.
+    if os.access(triton.stub, os.R_OK) and f"libpython{PYTHON}.so".encode() not in triton.stub.read_bytes():
         raise ServeError(f"{triton.stub} is for another Python than {PYTHON}: make the environment with that Python")
     return triton
 
@@ -111,6 +116,8 @@ def find_python_library() -> Path:
 
 def stage_backends(root: Path, triton: Triton, fastertransformer: Path) -> Stage:
     """Fills `root` (made where absent) with `backends/python`, `backends/fastertransformer` and `lib`."""
+    if not os.access(triton.stub, os.X_OK):
+        raise ServeError(f"{triton.stub} may not be run by this user: chmod 755 it")
     python_library = find_python_library()
     python_backend, libraries = root / "backends" / "python", root / "lib"
     shutil.rmtree(root, ignore_errors=True)
@@ -118,10 +125,26 @@ def stage_backends(root: Path, triton: Triton, fastertransformer: Path) -> Stage
     libraries.mkdir()
     # A copy, because Triton refuses a backend library that a link leads out of the backend's directory.
     shutil.copy(triton.python_backend / "libtriton_python.so", python_backend)
-    (python_backend / STUB).symlink_to(triton.stub)
+    # A program of our own: Triton changes the mode of a stub that fails, and Python in a stub imports from the current
+    # directory, so that must be an empty one. (A relative path of a model, the first argument, starts at Triton's own.)
+    # tritonserver's standard input is none of the stub's business.
+    (root / "empty").mkdir()
+    empty, stub = shlex.quote(str(root / "empty")), shlex.quote(str(triton.stub))
+    write_program(python_backend / STUB, f'case "$1" in /*) cd {empty} ;; esac; exec {stub} "$@" < /dev/null')
     utilities = "triton_python_backend_utils.py"
     (python_backend / utilities).symlink_to(triton.python_backend / utilities)
     (root / "backends" / "fastertransformer").symlink_to(fastertransformer.resolve())
     # Only this library, not its folder: the folder of some interpreters holds another libssl or libstdc++ as well.
     (libraries / python_library.name).symlink_to(python_library)
-    return Stage(triton.binary, root / "backends", tuple(filter(None, (libraries, triton.libraries))))
+    search = [libraries]
+    if triton.libraries is not None:
+        # A link, because the loader gives colons, semicolons and dollar signs in a path a meaning.
+        search.append(root / "triton")
+        search[-1].symlink_to(triton.libraries)
+    return Stage(triton.binary, root / "backends", tuple(search), find_programs(root / "python"))
+
+
+def write_program(path: Path, command: str) -> None:
+    """Writes a program that is one line for a shell."""
+    path.write_bytes(os.fsencode(f"#!/bin/sh\n{command}\n"))
+    path.chmod(0o755)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import ipaddress
 import shutil
 import socket
 from collections.abc import Sequence
@@ -59,34 +60,51 @@ class Options:
     engine_python: str
     print_command: bool
     server_arguments: tuple[str, ...]
+    start_timeout: int  # seconds
     exit_timeout: int  # seconds that tritonserver waits for requests in flight when it is told to stop
 
     @property
     def url(self) -> str:
-        return f"http://{self.host}:{self.http_port}"
+        return f"http://{in_url(self.host)}:{self.http_port}"
 
     @property
     def local_url(self) -> str:
         """The same for a client on this machine, where a server for all addresses listens too."""
-        return f"http://{'127.0.0.1' if self.address == '0.0.0.0' else self.address}:{self.http_port}"
+        local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.address, self.address)
+        return f"http://{in_url(local)}:{self.http_port}"
 
     @property
     def address(self) -> str:
-        """The IPv4 address that `host` stands for: tritonserver binds to addresses only."""
+        """The address that `host` stands for, of IPv4 if it has one: tritonserver binds to addresses only."""
         try:
-            return socket.gethostbyname(self.host)
-        except OSError as error:
-            raise ServeError(f"--host {self.host}: not a host name or IPv4 address ({error.strerror})") from None
+            found = socket.getaddrinfo(self.host.strip("[]"), None, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "no name"
+            raise ServeError(f"--host {self.host}: not a host name or IP address ({reason})") from None
+        found.sort(key=lambda each: each[0] != socket.AF_INET)
+        address = ipaddress.ip_address(found[0][4][0])
+        if address.version == 6 and address.is_link_local:
+            raise ServeError(f"--host {self.host}: tritonserver cannot listen on a link-local address of IPv6")
+        return str(address)
 
     @property
     def listening_arguments(self) -> list[str]:
         """tritonserver's options for the addresses and ports."""
+        address = self.address
+        http = f"ipv6:{address}" if ":" in address else address  # as libevhtp, its HTTP server, writes it
         return [
-            *(f"--{name}-address={self.address}" for name in ("http", "grpc", "metrics")),
+            f"--http-address={http}",
+            f"--grpc-address={in_url(address)}",
+            f"--metrics-address={http}",
             f"--http-port={self.http_port}",
             f"--grpc-port={self.grpc_port}",
             f"--metrics-port={self.metrics_port}",
         ]
+
+
+def in_url(host: str) -> str:
+    """A host as it stands before a port: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -143,6 +161,8 @@ def parser() -> OneLineParser:
     add("--streaming-ensemble", action="store_true", help=ensemble_help)
     add("--backend-directory", type=Path, metavar="DIR", help="directory with NVIDIA's fastertransformer backend")
     add("--engine-python", default="python3", metavar="PROGRAM", help="the Python that has torch (default: this one)")
+    timeout_help = "end the start where a model is not ready after so long (default: 1800)"
+    add("--start-timeout", type=positive, default=1800, metavar="SECONDS", help=timeout_help)
     add("--print-command", action="store_true", help="print how to serve model_repository/ by hand, and end")
     return result
 
@@ -195,13 +215,16 @@ def resolve_engine_python(options: Options) -> str:
 
 def check_ports_are_free(options: Options) -> None:
     """Raises ServeError that names the first port of ours which something else listens on."""
+    host = options.address
     for name in PORTS:
-        address = (options.address, getattr(options, name))
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            # A port whose last connections are still winding down is free; one with a listener is not.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(address)
-            except OSError as error:
-                cause = "another program listens there" if error.errno == errno.EADDRINUSE else error.strerror
-                raise ServeError(f"{flag(name)} {address[1]} on {address[0]}: {cause}") from None
+        port_number = getattr(options, name)
+        try:
+            with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
+                # A port whose last connections are still winding down is free; one with a listener is not.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((host, port_number))
+        except OSError as error:
+            if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                raise ServeError(f"--host {options.host}: this machine has no address {host}") from None
+            cause = "another program listens there" if error.errno == errno.EADDRINUSE else error.strerror
+            raise ServeError(f"{flag(name)} {port_number} on {host}: {cause}") from None

@@ -1,30 +1,26 @@
-"""Runs one tritonserver, and stops and removes all that it starts: stubs, the engine, shared memory, sockets. Does not
-know what is served.
+"""Runs one tritonserver, and ends all processes that it starts: stubs, the engine. Does not know what is served.
 
-The process that runs this must be single-threaded when it starts the server. From `start` on it handles SIGINT and
-SIGTERM by waiting for them, and orphans of the server become its children (a Linux subreaper), so that none escapes,
+The process that runs this must be single-threaded when it starts the server. From then on it handles SIGINT, SIGTERM
+and SIGHUP by waiting for them, and orphans of the server become its children (a Linux subreaper), so that none escapes,
 however the server died."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
-import secrets
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 import psutil
 import requests
 
-from gptj_triton.process.directory import server_directory
 from gptj_triton.serving.errors import ServeError
 
 # linux/prctl.h
@@ -32,6 +28,8 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as it is under nohup
+    STOP_SIGNALS.add(signal.SIGHUP)
 WATCHED_SIGNALS = {*STOP_SIGNALS, signal.SIGCHLD}
 POLL_SECONDS = 0.1
 HTTP_SECONDS = 5.0
@@ -41,15 +39,11 @@ EXTRA_STOP_SECONDS = 5.0
 ORPHAN_SECONDS = 1.0
 # An error as tritonserver logs it ("E1122 20:58:29.018764 7996 main.cc:257] "), as it prints it, as getopt or ld.so do.
 COMPLAINT = re.compile(r"(?:E\d{4} .*?\] |error: |\S*tritonserver: )(?P<cause>.+)")
-
-
-def new_region_prefix() -> str:
-    """A prefix for the names of one run's shared memory, so that no other run's regions are ever touched."""
-    return f"gptj_{os.getpid()}_{secrets.token_hex(4)}_"
+LOADED = re.compile(r"successfully loaded '(?P<model>[^']+)'")
 
 
 class StopRequestedError(Exception):
-    """SIGINT or SIGTERM came; `signal_number` is which."""
+    """A signal to stop came; `signal_number` is which."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)
@@ -61,12 +55,13 @@ class TritonProcess:
     and ServeError when the server fails; whatever happened, `stop` must follow."""
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], region_prefix: str, exit_timeout: float
+        self, command: Sequence[str], environment: Mapping[str, str], stdin: BinaryIO, exit_timeout: float
     ) -> None:
-        self._region_prefix = region_prefix
+        """`stdin` becomes the server's standard input; it does not read it."""
         self._stop_seconds = exit_timeout + EXTRA_STOP_SECONDS
         self._complaint = ""
         self._last_line = ""
+        self._loaded: set[str] = set()
         call_prctl(PR_SET_CHILD_SUBREAPER, 1)
         # Blocked from here on, so that a signal is neither lost nor raised in the middle of a clean-up.
         signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED_SIGNALS)
@@ -74,7 +69,7 @@ class TritonProcess:
             self._process = subprocess.Popen(
                 command,
                 env=environment,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 # Its own session, so that Ctrl-C in a terminal reaches it through the launcher only.
@@ -90,13 +85,17 @@ class TritonProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    def wait_until_ready(self, url: str) -> None:
-        """Returns when every model is ready."""
+    def wait_until_ready(self, url: str, models: Sequence[str], seconds: float) -> None:
+        """Returns when every model is ready; ServeError names those of `models` that are not after so many seconds."""
+        deadline = time.monotonic() + seconds
         with requests.Session() as session:
             session.trust_env = False  # a proxy has no business between here and our own child
             session.headers["Connection"] = "close"  # a connection left open holds tritonserver up when it is to stop
             while not self._answers(session, url):
                 self._wait_for_signal(POLL_SECONDS)
+                if time.monotonic() > deadline:
+                    missing = ", ".join(model for model in models if model not in self._loaded)
+                    raise ServeError(f"not ready within {seconds:g} s (--start-timeout): {missing or 'tritonserver'}")
         self._wait_for_signal(0.0)  # it was our own server that answered only if that still lives
 
     def _answers(self, session: requests.Session, url: str) -> bool:
@@ -119,7 +118,7 @@ class TritonProcess:
     def stop(self) -> None:
         """Stops the server, kills it on a second signal or when it takes too long, and removes what is left of it."""
         if self._process.poll() is None:
-            print("serve.py: stopping; a second signal kills", file=sys.stderr)
+            say("stopping; a second signal kills")
             self._process.terminate()
         deadline = time.monotonic() + self._stop_seconds
         while self._process.poll() is None:
@@ -129,7 +128,6 @@ class TritonProcess:
                 self._process.wait()
         end_orphans(ORPHAN_SECONDS)
         self._relay.join(timeout=ORPHAN_SECONDS)
-        remove_traces(self.pid, self._region_prefix)
 
     def _wait_for_signal(self, seconds: float | None) -> None:
         """Waits for a signal, at most that long, and raises what it means."""
@@ -151,10 +149,13 @@ class TritonProcess:
         """Copies the server's output to stderr and remembers the last error in it."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            sys.stderr.buffer.write(line)
-            sys.stderr.buffer.flush()
+            with contextlib.suppress(OSError):  # nobody listens any more, but the server must not wait for that
+                sys.stderr.buffer.write(line)
+                sys.stderr.buffer.flush()
             text = line.decode(errors="replace").strip()
             self._last_line = text or self._last_line
+            if loaded := LOADED.search(text):
+                self._loaded.add(loaded["model"])
             complaint = COMPLAINT.match(text)
             if complaint:
                 self._complaint = complaint["cause"].strip('" ')
@@ -211,8 +212,7 @@ def end_orphans(seconds: float) -> None:
         time.sleep(0.02)
 
 
-def remove_traces(server_pid: int, region_prefix: str) -> None:
-    """Removes the shared memory of the server's stubs and the directory of its engine's sockets."""
-    for region in Path("/dev/shm").glob(f"{region_prefix}*"):
-        region.unlink(missing_ok=True)
-    shutil.rmtree(server_directory(server_pid), ignore_errors=True)
+def say(message: str) -> None:
+    """Writes a line to stderr, if that is still there: the terminal may be gone."""
+    with contextlib.suppress(OSError):
+        print(f"serve.py: {message}", file=sys.stderr, flush=True)

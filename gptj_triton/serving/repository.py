@@ -12,6 +12,7 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from gptj_triton.fields import BY_TENSOR, Origin
+from gptj_triton.process.directory import is_plain
 from gptj_triton.serving.checkpoint import Checkpoint
 from gptj_triton.serving.errors import ServeError
 
@@ -47,14 +48,16 @@ def read_config(path: Path) -> Any:
 
 def stage_repository(
     source: Path, target: Path, overrides: Overrides, nvidia_backend: bool, streaming_ensemble: bool = False
-) -> None:
+) -> list[str]:
     """Writes a copy of the model repository `source` into the directory `target`, with `overrides` applied and, for
     NVIDIA's library, without this project's additions; with `streaming_ensemble`, `ensemble` can stream. `source` is
-    not changed."""
+    not changed. Returns the names of the models that load something: all but ensembles."""
     configs = {path.parent: read_config(path) for path in sorted(source.glob("*/config.pbtxt"))}
     if not configs:
         raise ServeError(f"{source}: no model with a config.pbtxt in it")
-    for config in configs.values():
+    for folder, config in configs.items():
+        if not is_plain(Path(folder.name)):
+            raise ServeError(f"{str(folder)!r}: a model's name may have letters, digits and _ . + , @ % = - only")
         apply_overrides(config, overrides)
     if streaming_ensemble:
         make_ensemble_stream(configs)
@@ -68,6 +71,7 @@ def stage_repository(
         for entry in folder.iterdir():
             if entry.name != "config.pbtxt":
                 (staged / entry.name).symlink_to(entry.resolve())
+    return [folder.name for folder, config in configs.items() if not config.ensemble_scheduling.step]
 
 
 def apply_overrides(config: Any, overrides: Overrides) -> None:

@@ -37,9 +37,9 @@ class TritonPythonModel:
         try:
             # Not a setting of the engine, which models with equal settings share.
             pace = read_pace(parameters.pop("stream_pieces_per_second", "") if self.decoupled else "")
-            config = EngineConfig.from_parameters(parameters, Path(args["model_repository"]).parent)
-            name = f"{args['model_name']}-{os.getpid()}"
-            self.engine = EngineClient(config, own_server_pid(), name, ENGINE_MODULE)
+            config = EngineConfig.from_parameters(parameters, Path(args["model_repository"]).parent.absolute())
+            # The name of a socket too, which must be short.
+            self.engine = EngineClient(config, own_server_pid(), str(os.getpid()), ENGINE_MODULE)
         except ConfigError as error:
             raise pb_utils.TritonModelException(f"cannot serve GPT-J: {error}") from None
         self.metrics = PublishedMetrics(args["model_name"])

@@ -14,7 +14,7 @@ STUB_GRACE_SECONDS = 0.5  # within which the stubs of a server that stopped in o
 def clean_up(server_pid: int) -> None:
     """End the stubs of a server that has ended."""
     time.sleep(STUB_GRACE_SECONDS)
-    end_orphaned_stubs(server_pid)
+    end_orphaned_stubs(lambda region, server: server == server_pid)
 
 
 if __name__ == "__main__":

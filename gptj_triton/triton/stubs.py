@@ -7,6 +7,7 @@ its shared-memory region (the second) and the server's process id (the fifth): p
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -20,12 +21,17 @@ def own_server_pid() -> int:
     return int(psutil.Process().cmdline()[5])
 
 
-def end_orphaned_stubs(server_pid: int) -> None:
-    """Kill the stubs that a dead server left and remove their shared memory."""
+def end_orphaned_stubs(is_orphan: Callable[[str, int], bool]) -> None:
+    """Kill the stubs that a dead server left and remove their shared memory.
+
+    `is_orphan` is asked with the name of a stub's region and the process id of its server.
+    """
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, IndexError):
             arguments = process.cmdline()
-            region, server = arguments[2], arguments[5]
-            if Path(arguments[0]).name == STUB and server == str(server_pid):
+            if Path(arguments[0]).name != STUB:
+                continue
+            region = arguments[2].lstrip("/")
+            if is_orphan(region, int(arguments[5])):
                 process.kill()
-                (SHARED_MEMORY / region.lstrip("/")).unlink(missing_ok=True)
+                (SHARED_MEMORY / region).unlink(missing_ok=True)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,7 @@ class Server:
     temporary: Path  # its directory for temporary files; short, for a socket's path has 107 bytes at most
     process: subprocess.Popen[bytes]
     ports: Ports
+    owns_temporary: bool = True
 
     @property
     def http_url(self) -> str:
@@ -145,7 +146,8 @@ class Server:
             leftovers = self.leftovers()
         finally:
             self.process.kill()  # where it did not stop in time; its server goes along
-            shutil.rmtree(self.temporary)
+            if self.owns_temporary:
+                shutil.rmtree(self.temporary)
         assert leftovers == []
 
 
@@ -176,16 +178,33 @@ def wait_for_sequences(server: Server, count: int) -> None:
     wait_until(lambda: load(server)["gptj_running_sequences"] == count, f"{count} running sequences")
 
 
-def start(folder: Path, *arguments: str, ports: Ports | None = None) -> Server:
-    """Starts serve.py with further arguments, on free ports unless some are given."""
-    temporary = Path(tempfile.mkdtemp(prefix="gptj-test-", dir="/tmp"))
+def start(
+    folder: Path,
+    *arguments: str,
+    ports: Ports | None = None,
+    temporary: Path | None = None,
+    directory: Path | None = None,
+    changes: Mapping[str, str | None] | None = None,
+    before: Sequence[str] = (),
+    project: Path = PROJECT,
+    python: Path = Path(sys.executable),
+) -> Server:
+    """Starts serve.py with further arguments, on free ports unless some are given, in the working `directory`.
+
+    `changes` of the environment may be None, for a variable that is to be unset; `before` stands before the command.
+    """
+    owns_temporary = temporary is None
+    temporary = temporary or Path(tempfile.mkdtemp(prefix="gptj-test-", dir="/tmp"))
     http, grpc, metrics = ports or free_ports(3)
-    command = [sys.executable, str(PROJECT / "tools" / "serve.py")]
+    command = [*before, str(python), str(project / "tools" / "serve.py")]
     command += [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}", *arguments]
-    environment = {**os.environ, MARK: str(folder), "TMPDIR": str(temporary)}
+    changed = {**os.environ, MARK: str(folder), "TMPDIR": str(temporary), **(changes or {})}
+    environment = {name: value for name, value in changed.items() if value is not None}
     with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=environment)
-    return Server(folder, temporary, process, (http, grpc, metrics))
+        process = subprocess.Popen(
+            command, cwd=directory, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=environment
+        )
+    return Server(folder, temporary, process, (http, grpc, metrics), owns_temporary)
 
 
 @pytest.fixture(scope="session", autouse=True)

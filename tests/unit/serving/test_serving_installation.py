@@ -92,3 +92,28 @@ def test_an_empty_search_path_gains_no_empty_entry(tmp_path: Path, monkeypatch: 
     monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
     stage = stage_backends(tmp_path / "stage", find_triton(), BACKEND)
     assert "" not in stage.environment["LD_LIBRARY_PATH"].split(os.pathsep)
+
+
+def test_no_search_path_holds_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("LD_LIBRARY_PATH", "PATH", "PYTHONPATH"):
+        monkeypatch.setenv(name, ":/usr/x::.:lib:")
+    environment = stage_backends(tmp_path / "stage", find_triton(), BACKEND).environment
+    for name in ("LD_LIBRARY_PATH", "PATH", "PYTHONPATH"):
+        assert f":{environment[name]}".endswith(f":/usr/x:{tmp_path}/lib")
+        assert str(tmp_path) not in environment[name].split(os.pathsep)
+
+
+def test_a_change_of_the_staged_stubs_mode_is_none_of_the_installed_ones(tmp_path: Path) -> None:
+    triton = find_triton()
+    before = triton.stub.stat().st_mode
+    stub = stage_backends(tmp_path / "stage", triton, BACKEND).backends / "python" / STUB
+    stub.chmod(0o100)
+    assert triton.stub.stat().st_mode == before
+
+
+def test_a_stub_that_may_not_be_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_container_layout(tmp_path, f"needs libpython{PYTHON}.so.1.0".encode())
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    with pytest.raises(ServeError, match=f"{STUB} may not be run by this user"):
+        stage_backends(tmp_path / "stage", find_triton(), BACKEND)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gptj_triton.serving.errors import ServeError
-from gptj_triton.serving.options import Options, read_options, resolve_engine_python
+from gptj_triton.serving.options import Options, check_ports_are_free, read_options, resolve_engine_python
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,7 @@ from gptj_triton.serving.options import Options, read_options, resolve_engine_py
         (["--tensor-para-size", "0"], ["--tensor-para-size", "0", "1 or more"]),
         (["--context-length", "0"], ["--context-length", "0", "1 or more"]),
         (["--stream-pieces-per-second", "0"], ["--stream-pieces-per-second", "0", "1 or more"]),
+        (["--start-timeout", "0"], ["--start-timeout", "0", "1 or more"]),
         (["--print-command", "--tokenizer", "x"], ["--print-command", "--tokenizer"]),
         (["--print-command", "--context-length", "8"], ["--print-command", "--context-length"]),
         (["--print-command", "--streaming-ensemble"], ["--print-command", "--streaming-ensemble"]),
@@ -64,6 +65,30 @@ def test_the_url_names_the_host_as_given_and_the_address_is_one_to_bind_to() -> 
     assert options.url == "http://localhost:9000"
     assert options.address == "127.0.0.1"
     assert read_options(["--host", "0.0.0.0"]).local_url == "http://127.0.0.1:8000"
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_an_ipv6_address_stands_in_brackets_where_a_port_follows(host: str) -> None:
+    options = read_options(["--host", host, "--http-port", "9000"])
+    assert options.url == options.local_url == "http://[::1]:9000"
+    assert options.listening_arguments[:3] == [
+        "--http-address=ipv6:::1",
+        "--grpc-address=[::1]",
+        "--metrics-address=ipv6:::1",
+    ]
+    assert read_options(["--host", "::"]).local_url == "http://[::1]:8000"
+
+
+@pytest.mark.parametrize("host", ["fe80::1%lo", "fe80::1", "1:2", "", "a" * 64, "::1::"])
+def test_what_is_no_address_is_refused(host: str) -> None:
+    with pytest.raises(ServeError, match="--host "):
+        check_ports_are_free(read_options(["--host", host]))
+
+
+@pytest.mark.parametrize("host", ["2001:db8::1", "192.0.2.1"])
+def test_an_address_of_another_machine_is_refused(host: str) -> None:
+    with pytest.raises(ServeError, match=f"--host {host}: this machine has no address {host}"):
+        check_ports_are_free(read_options(["--host", host]))
 
 
 def test_an_unknown_host_is_named() -> None:
