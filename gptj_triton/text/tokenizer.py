@@ -5,10 +5,12 @@ Knows the tokenizer and the checkpoint's config.json; knows neither Triton nor t
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from gptj_triton.text.end_ids import read_end_ids
+from gptj_triton.text.json_files import read_object
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -25,7 +27,7 @@ class PromptTokenizer:
     tokenizer: Tokenizer
     context_length: int
     vocab_size: int
-    end_id: int
+    end_ids: tuple[int, ...]
     longest_token: int | None
 
     @classmethod
@@ -37,8 +39,8 @@ class PromptTokenizer:
         for name in ("tokenizer.json", "config.json"):
             if not (directory / name).is_file():
                 raise FileNotFoundError(f"{directory / name} is missing; tokenizer_dir must name a directory with it")
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        for key in ("n_positions", "vocab_size", "eos_token_id"):
+        config = read_object(directory / "config.json")
+        for key in ("n_positions", "vocab_size"):
             if not isinstance(config.get(key), int):
                 raise ValueError(f"{directory}/config.json: {key} is {config.get(key)!r}; it must be a whole number")
         tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
@@ -49,7 +51,7 @@ class PromptTokenizer:
             tokenizer=tokenizer,
             context_length=config["n_positions"],
             vocab_size=config["vocab_size"],
-            end_id=config["eos_token_id"],
+            end_ids=read_end_ids(directory, config, config["vocab_size"]),
             longest_token=_longest_token(tokenizer),
         )
 

@@ -61,7 +61,7 @@ class TritonPythonModel:
         shape = rows, sequences = inputs["sequence_length"].shape
         lengths = inputs["sequence_length"].tolist()
         prompt_lengths = inputs["input_lengths"].ravel().tolist()
-        end_ids = inputs["end_id"].ravel().tolist()
+        end_ids = inputs["end_ids" if "end_ids" in inputs else "end_id"].tolist()
         previous = inputs["previous_length"].tolist() if "previous_length" in inputs else None
         given = inputs["finish_reason"].tolist() if "finish_reason" in inputs else None
         stop_words = inputs["stop_words"].tolist() if "stop_words" in inputs else [[]] * rows
@@ -70,7 +70,7 @@ class TritonPythonModel:
                 ids=inputs["output_ids"][row, sequence, : lengths[row][sequence]],
                 prompt_length=prompt_lengths[row],
                 previous_length=previous[row][sequence] if previous else prompt_lengths[row],
-                end_id=end_ids[row],
+                end_ids=end_ids[row],
                 stop_words=stop_words[row],
                 reason=given[row][sequence].decode() if given else "length",
                 with_prompt="exclude_input_in_output" in inputs and not inputs["exclude_input_in_output"][row, 0],

@@ -62,17 +62,19 @@ class TritonPythonModel:
                 lengths.append(request_fields.new_token_limit(row, len(prompts[-1]), self.limits))
             except request_fields.FieldError as error:
                 raise request_fields.FieldError(f"{request_fields.row_prefix(index, len(rows))}{error}") from None
-        end_ids = [self.prompts.end_id if row.end_id is None else row.end_id for row in rows]
+        end_ids = [self.prompts.end_ids if row.end_id is None else (row.end_id,) for row in rows]
+        first_end_ids = [ids[0] if ids else 0 for ids in end_ids]
         top_k, top_p = zip(*(row.sampling for row in rows), strict=True)
         words = {"bad_words_list": [row.bad_words for row in rows]}
         if "stop_words_list" in wanted:
             words["stop_words_list"] = [row.stop_words for row in rows]
         return [
-            pb_utils.Tensor("input_ids", token_tensors.pad_right(prompts, end_ids)),
+            pb_utils.Tensor("input_ids", token_tensors.pad_right(prompts, first_end_ids)),
             pb_utils.Tensor("random_seed", token_tensors.seeds([row.seed for row in rows])),
             self.column("input_lengths", map(len, prompts), np.uint32),
             self.column("request_output_len", lengths, np.uint32),
-            self.column("end_id", end_ids, np.uint32),
+            self.column("end_id", first_end_ids, np.uint32),
+            *self.end_id_lists(end_ids),
             self.column("runtime_top_k", top_k, np.uint32),
             self.column("runtime_top_p", top_p, np.float32),
             self.column("beam_width", [row.beam_width for row in rows], np.uint32),
@@ -84,6 +86,12 @@ class TritonPythonModel:
         """One value a row, [B, 1]."""
         values = tuple(values)
         return self.kept.get(name, values, lambda: token_tensors.column(values, dtype))
+
+    def end_id_lists(self, rows: list[tuple[int, ...]]) -> list[Any]:
+        """The tensor end_ids, where a row has several or none."""
+        if all(len(ids) == 1 for ids in rows):
+            return []
+        return [self.kept.get("end_ids", tuple(rows), lambda: token_tensors.end_id_lists(rows))]
 
     def word_lists(self, name: str, rows: list[tuple[str, ...]]) -> Any:
         """The words of each row as token ids, [B, 2, W]."""

@@ -68,7 +68,7 @@ EXTRAS: list[dict[str, Any]] = [
 
 
 def params(**fields: Any) -> SamplingParams:
-    return SamplingParams(**({"request_output_len": 100, "end_id": 11, "is_return_log_probs": True} | fields))
+    return SamplingParams(**dict[str, Any](request_output_len=100, end_ids=(11,), is_return_log_probs=True) | fields)
 
 
 def make(how: list[SamplingParams], chance: random.Random, vocab: int = VOCAB) -> list[Sequence]:
@@ -194,7 +194,7 @@ def test_greedy_rows_get_the_lowest_of_the_best_ids_whatever_else_runs(work: Wor
 @pytest.mark.parametrize("vocab", [1, 5, 65, 1000])
 def test_any_size_of_vocabulary_will_do(vocab: int) -> None:
     chance = random.Random(vocab)
-    how = [params(random_seed=row, end_id=0, **kind) for row, kind in enumerate(KINDS[1::2])]
+    how = [params(random_seed=row, end_ids=(0,), **kind) for row, kind in enumerate(KINDS[1::2])]
     sequences = make(how, chance, vocab)
     state = state_for(sequences, len(how), vocab)
     expect_the_same(make_logits(len(how), 0, vocab=vocab), sequences, state)

@@ -164,7 +164,7 @@ def replace(path: Path, old: str, new: str) -> None:
             "rotary_embedding = 3",
             r"config\.ini: rotary_embedding is 3, expected an even number",
         ),
-        ("end_id = 256", "end_id = 255", r"says end_id is 256, but .*config\.ini says 255"),
+        ("end_id = 256", "end_id = 255", r"says end_ids is \(256,\), but .*config\.ini says \(255,\)"),
         ("head_num = 8\n", "", r"config\.ini has no key 'head_num'"),
         ("num_layer = 2", "num_layer = two", r"config\.ini: num_layer is 'two', expected a whole number of 1 or more"),
         ("num_layer = 2", "num_layer = 0", r"config\.ini: num_layer is '0', expected a whole number of 1 or more"),

@@ -40,7 +40,7 @@ def finish(
     with_prompt: bool = False,
 ) -> Piece:
     """All of a sequence in one response; `reason`: the engine's finish reason, None where it gives none."""
-    return detokenizer.piece(ids, prompt_length, prompt_length, end_id, stop_words, reason or "length", with_prompt)
+    return detokenizer.piece(ids, prompt_length, prompt_length, [end_id], stop_words, reason or "length", with_prompt)
 
 
 def plain(text: str) -> bool:
