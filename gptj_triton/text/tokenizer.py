@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from gptj_triton.text.end_ids import read_end_ids
 from gptj_triton.text.json_files import read_object
+from gptj_triton.text.tokenizer_files import splits_special_tokens
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -47,6 +48,7 @@ class PromptTokenizer:
         # A tokenizer.json may carry the padding and truncation of its training run, which would quietly change prompts.
         tokenizer.no_padding()
         tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = splits_special_tokens(directory)
         return cls(
             tokenizer=tokenizer,
             context_length=config["n_positions"],
@@ -56,20 +58,23 @@ class PromptTokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of a prompt, as `transformers` gives them for the same tokenizer."""
+        """The token ids of a prompt, as `transformers` gives them for the same tokenizer; some may be `vocab_size` or
+        more, which the model lacks.
+        """
         ids: list[int] = self.tokenizer.encode(text).ids
         return ids
 
     def word_sequences(self, words: tuple[str, ...]) -> list[list[int]]:
         """The token sequences that spell each of `words`, with a space in front and without, each once.
 
-        Byte-level BPE gives a word other tokens at the start of a text than behind a space, as most words are.
+        Byte-level BPE gives a word other tokens at the start of a text than behind a space, as most words are. A
+        spelling with a token that the model lacks never comes, and is left out.
         """
         sequences: dict[tuple[int, ...], None] = {}
         for word in words:
             for spelling in (word,) if word.startswith(" ") else (word, " " + word):
                 sequences[tuple(self.tokenizer.encode(spelling, add_special_tokens=False).ids)] = None
-        return [list(ids) for ids in sequences if ids]
+        return [list(ids) for ids in sequences if ids and max(ids) < self.vocab_size]
 
 
 def _longest_token(tokenizer: Tokenizer) -> int | None:

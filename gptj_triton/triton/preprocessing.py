@@ -16,6 +16,7 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import DTypeLike
 
 from gptj_triton.text import tokenizer
+from gptj_triton.text.tokenizer_files import ignored_settings
 from gptj_triton.triton import request_fields, token_tensors
 from gptj_triton.triton.kept_tensors import KeptTensors
 
@@ -28,8 +29,10 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load the tokenizer; `args` as Triton's Python backend gives them."""
         parameters = json.loads(args["model_config"])["parameters"]
-        repository = Path(args["model_repository"]).parent
-        self.prompts = tokenizer.PromptTokenizer.load(repository / parameters["tokenizer_dir"]["string_value"])
+        directory = Path(args["model_repository"]).parent / parameters["tokenizer_dir"]["string_value"]
+        self.prompts = tokenizer.PromptTokenizer.load(directory)
+        for line in ignored_settings(directory):
+            pb_utils.Logger.log_warn(f"ignored, tokenizer.json alone is read: {line}")
         self.limits = request_fields.PromptLimits(
             self.prompts.context_length, self.prompts.vocab_size, self.prompts.longest_token
         )
@@ -59,6 +62,7 @@ class TritonPythonModel:
         for index, row in enumerate(rows):
             try:
                 prompts.append(self.prompts.encode(row.text_input))
+                request_fields.check_tokens(prompts[-1], self.limits)
                 lengths.append(request_fields.new_token_limit(row, len(prompts[-1]), self.limits))
             except request_fields.FieldError as error:
                 raise request_fields.FieldError(f"{request_fields.row_prefix(index, len(rows))}{error}") from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +118,16 @@ def read_fields(arrays: Mapping[str, NDArray[Any]], limits: PromptLimits) -> lis
 def row_prefix(index: int, count: int) -> str:
     """`row INDEX: ` where a request has several rows, else nothing."""
     return f"row {index}: " if count > 1 else ""
+
+
+def check_tokens(prompt: Sequence[int], limits: PromptLimits) -> None:
+    """Raise FieldError for a prompt with a token that the tokenizer has and the model lacks."""
+    largest = max(prompt, default=0)
+    if largest >= limits.vocab_size:
+        raise FieldError(
+            f"text_input has the token {largest}; it must have only tokens of the model's vocabulary, from 0 to "
+            f"{limits.vocab_size - 1}: the tokenizer has more"
+        )
 
 
 def new_token_limit(row: RowFields, prompt_length: int, limits: PromptLimits) -> int:
