@@ -137,6 +137,27 @@ def test_beams_of_the_embedded_model_are_those_of_transformers(engine: Engine, r
     assert [beam.output for beam in found] == [row[21:].tolist() for row in expected]
 
 
+def test_beams_that_several_end_ids_end_leave_as_many_that_go_on(engine: Engine, reference: Any) -> None:
+    prompt = [2167, 716, 258, 515]
+    free = search(engine, prompt, end_ids=(4095,), request_output_len=12, beam_width=4)
+    end_ids = [4095, *dict.fromkeys(beam.output[place] for place in (2, 3, 5) for beam in free)]
+    expected = reference.generate(
+        torch.tensor([prompt]),
+        max_new_tokens=12,
+        num_beams=4,
+        num_return_sequences=4,
+        length_penalty=0.0,
+        early_stopping="never",
+        do_sample=False,
+        eos_token_id=end_ids,
+        pad_token_id=4095,
+    )
+    found = search(engine, prompt, end_ids=tuple(end_ids), request_output_len=12, beam_width=4)
+    for beam, row in zip(found, expected[:, len(prompt) :].tolist(), strict=True):
+        assert beam.output == row[: len(beam.output)]
+        assert set(row[len(beam.output) :]) <= {4095}
+
+
 def test_a_search_among_others_finds_what_it_finds_alone(engine: Engine, storyteller: Path) -> None:
     """Also when the KV cache is so small that beams are preempted, and their prompts are equal."""
     prompts = [random.Random(number % 6).choices(range(4000), k=20) for number in range(12)]

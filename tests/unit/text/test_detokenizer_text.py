@@ -108,6 +108,14 @@ def test_a_users_own_end_id_ends_the_text_though_it_has_letters(detokenizer: Det
     assert finish(detokenizer, tokenizer.encode("one\ntwo").ids, 0, newline).text == "one"
 
 
+def test_the_first_of_several_end_ids_ends_the_text(detokenizer: Detokenizer, tokenizer: Tokenizer) -> None:
+    newline, comma = tokenizer.encode("\n,").ids
+    ids = tokenizer.encode("one,two\nthree").ids
+    for end_ids, text in (([newline, comma], "one"), ([newline, END, -1], "one,two"), ([-1], "one,two\nthree")):
+        piece = detokenizer.piece(ids, 0, 0, end_ids, (), "length")
+        assert (piece.text, piece.finish_reason) == (text, "length" if end_ids == [-1] else "stop")
+
+
 def test_an_end_id_in_the_prompt_ends_nothing(detokenizer: Detokenizer, tokenizer: Tokenizer) -> None:
     new = tokenizer.encode("go on").ids
     finished = finish(detokenizer, [END, *new], 1, END)

@@ -95,6 +95,23 @@ def test_a_spelling_that_two_words_share_is_listed_once(prompts: PromptTokenizer
     assert prompts.word_sequences(("time", " time", "time")) == [prompts.encode("time"), prompts.encode(" time")]
 
 
+def test_words_that_need_tokens_beyond_the_vocabulary_are_left_out(toy_checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copy(toy_checkpoint / "config.json", tmp_path)
+    tokenizer = Tokenizer.from_file(str(toy_checkpoint / "tokenizer.json"))
+    tokenizer.add_tokens([f"<{number}>" for number in range(10)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    prompts = PromptTokenizer.load(tmp_path)
+    assert max(prompts.encode("a<9>")) == 309 >= prompts.vocab_size
+    assert prompts.word_sequences(("<9>", "time")) == prompts.word_sequences(("time",))
+
+
+def test_special_tokens_are_text_where_the_settings_say_so(toy_checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(toy_checkpoint, tmp_path, dirs_exist_ok=True)
+    assert PromptTokenizer.load(tmp_path).encode("<|endoftext|>") == [299]
+    (tmp_path / "tokenizer_config.json").write_text('{"split_special_tokens": true}')
+    assert len(PromptTokenizer.load(tmp_path).encode("<|endoftext|>")) > 1
+
+
 def test_word_lists_follow_fastertransformers_layout() -> None:
     lists = word_lists([[[7, 8], [9]], [[1]]])
     assert lists.dtype == np.int32

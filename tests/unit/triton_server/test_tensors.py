@@ -400,6 +400,34 @@ def test_what_postprocessing_needs_passes_through_as_it_came() -> None:
     assert not {"return_num_output_tokens", "cancel_handle"} & set(pieces.piece(last=False))
 
 
+def test_what_ends_a_row_is_its_end_ids_else_its_end_id_else_all_of_the_models() -> None:
+    model = msgspec.structs.replace(MODEL, end_ids=(97, 99))
+    tensors = request([1], [2], end_id=[50, 60])
+    lists = {"end_ids": np.array([[7, 8, 7], [-1, -1, -1]], np.int32)}
+    for given, expected in (
+        (request([1], [2]), [(97, 99)] * 2),
+        (tensors, [(50,), (60,)]),
+        (tensors | lists, [(7, 8), ()]),
+        (request([1], [2]) | lists, [(7, 8), ()]),
+    ):
+        assert [row.sequences[0].end_ids for row in read_rows(given, model)] == expected
+    with pytest.raises(InvalidRequestError, match="end_id is 100, allowed: token ids from 0 to 99"):
+        read_rows(request([1]) | {"end_ids": np.array([[7, 100]])}, model)
+
+
+def test_end_ids_that_are_not_one_pass_through_and_the_first_fills() -> None:
+    model = msgspec.structs.replace(MODEL, end_ids=(97, 99))
+    rows = read_rows(request([1, 2], [3]), model)
+    pieces = PieceTensors({}, rows)
+    pieces.add(0, [10], [])
+    outputs = pieces.piece(last=False)
+    assert outputs["output_ids"].tolist() == [[[1, 2, 10]], [[3, 97, 97]]]
+    assert (outputs["end_id"].tolist(), outputs["end_ids"].tolist()) == ([[97], [97]], [[97, 99], [97, 99]])
+    assert "end_ids" not in PieceTensors({}, read_rows(request([1]), MODEL)).piece(last=False)
+    endless = PieceTensors({}, read_rows(request([1]), msgspec.structs.replace(MODEL, end_ids=()))).piece(last=False)
+    assert (endless["end_id"].tolist(), endless["end_ids"].tolist()) == ([[0]], [[-1]])
+
+
 def test_the_streaming_model_streams_unless_it_is_told_not_to() -> None:
     rows = read_rows(request([1], [2]), MODEL)
     assert read_stream({}, rows)
