@@ -173,7 +173,7 @@ def write_tokenizer(sources: Path, target: Path, where: str) -> None:
         tokenizer = AutoTokenizer.from_pretrained(sources, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the library raises nothing more exact
         names = ", ".join(sorted(path.name for path in sources.iterdir() if path.name not in CONFIGS))
-        raise ServeError(f"{where}: {names} make no tokenizer: {error}") from None
+        raise ServeError(f"{where}: no tokenizer can be made of {names}: {error}") from None
     tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"))
     rest = {name: getattr(tokenizer, name) for name in (SPLIT_SPECIAL_TOKENS, CLEAN_UP) if getattr(tokenizer, name)}
     rest["tokenizer_class"] = "PreTrainedTokenizerFast"  # its meaning: tokenizer.json as it is
