@@ -19,7 +19,7 @@ from gptj_triton.checkpoint.files import CheckpointFiles, find_checkpoint_files
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.errors import ConfigError
 from gptj_triton.serving.errors import ServeError
-from gptj_triton.text.tokenizer_files import CLEAN_UP, NEIGHBOURS, SPLIT_SPECIAL_TOKENS
+from gptj_triton.text.tokenizer_files import NEIGHBOURS, SETTINGS
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 SMALL_FILES = ["*.json", "vocab.json", "merges.txt"]
@@ -175,6 +175,6 @@ def write_tokenizer(sources: Path, target: Path, where: str) -> None:
         names = ", ".join(sorted(path.name for path in sources.iterdir() if path.name not in CONFIGS))
         raise ServeError(f"{where}: no tokenizer can be made of {names}: {error}") from None
     tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"))
-    rest = {name: getattr(tokenizer, name) for name in (SPLIT_SPECIAL_TOKENS, CLEAN_UP) if getattr(tokenizer, name)}
+    rest = {name: getattr(tokenizer, name) for name in SETTINGS if getattr(tokenizer, name)}
     rest["tokenizer_class"] = "PreTrainedTokenizerFast"  # its meaning: tokenizer.json as it is
     (target / "tokenizer_config.json").write_text(json.dumps(rest), encoding="utf-8")

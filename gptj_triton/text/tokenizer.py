@@ -5,13 +5,14 @@ Knows the tokenizer and the checkpoint's config.json; knows neither Triton nor t
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptj_triton.text.end_ids import read_end_ids
 from gptj_triton.text.json_files import read_object
-from gptj_triton.text.tokenizer_files import splits_special_tokens
+from gptj_triton.text.tokenizer_files import pre_tokenizers, splits_special_tokens
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
 class PromptTokenizer:
     """A checkpoint's tokenizer and the limits of a prompt that its config.json sets.
 
-    `longest_token` is the most bytes that one token stands for, None where the tokenizer rewrites text first, so that
-    the length of a text says nothing about its tokens.
+    `words` is the tokenizer without the space that it may put before a text. `longest_token` is the most bytes that one
+    token stands for, None where the tokenizer rewrites text first, so that the length of a text says nothing about its
+    tokens.
     """
 
     tokenizer: Tokenizer
+    words: Tokenizer
     context_length: int
     vocab_size: int
     end_ids: tuple[int, ...]
@@ -51,6 +54,7 @@ class PromptTokenizer:
         tokenizer.encode_special_tokens = splits_special_tokens(directory)
         return cls(
             tokenizer=tokenizer,
+            words=_without_prefix_space(tokenizer),
             context_length=config["n_positions"],
             vocab_size=config["vocab_size"],
             end_ids=read_end_ids(directory, config, config["vocab_size"]),
@@ -73,8 +77,21 @@ class PromptTokenizer:
         sequences: dict[tuple[int, ...], None] = {}
         for word in words:
             for spelling in (word,) if word.startswith(" ") else (word, " " + word):
-                sequences[tuple(self.tokenizer.encode(spelling, add_special_tokens=False).ids)] = None
+                sequences[tuple(self.words.encode(spelling, add_special_tokens=False).ids)] = None
         return [list(ids) for ids in sequences if ids and max(ids) < self.vocab_size]
+
+
+def _without_prefix_space(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer, or one that puts no space before a text where this one does."""
+    raw = json.loads(tokenizer.to_str())
+    steps = [step for step in pre_tokenizers(raw) if step.get("add_prefix_space")]
+    if not steps:
+        return tokenizer
+    for step in steps:
+        step["add_prefix_space"] = False
+    changed = type(tokenizer).from_str(json.dumps(raw))
+    changed.encode_special_tokens = tokenizer.encode_special_tokens
+    return changed
 
 
 def _longest_token(tokenizer: Tokenizer) -> int | None:

@@ -12,9 +12,12 @@ from typing import Any
 from gptj_triton.text.json_files import read_object
 
 NEIGHBOURS = ("added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
-# Keys of tokenizer_config.json that a tokenizer.json has no place for.
 SPLIT_SPECIAL_TOKENS = "split_special_tokens"
-CLEAN_UP = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
+# transformers cleans up the text of a BPE where both are set.
+CLEAN_UP = "clean_up_tokenization_spaces"
+CLEAN_UP_BPE = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
+# Keys of tokenizer_config.json that a tokenizer.json has no place for.
+SETTINGS = (SPLIT_SPECIAL_TOKENS, CLEAN_UP, CLEAN_UP_BPE)
 # The classes for which transformers takes a tokenizer.json as it is, but for tokens that it lacks.
 GENERIC_CLASSES = ("PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend")
 
@@ -24,6 +27,12 @@ def splits_special_tokens(directory: Path) -> bool:
     return bool(_read(directory / "tokenizer_config.json").get(SPLIT_SPECIAL_TOKENS))
 
 
+def pre_tokenizers(tokenizer: dict[str, Any]) -> list[dict[str, Any]]:
+    """The pre-tokenizers of a tokenizer.json, one or a sequence, in their order."""
+    only = tokenizer.get("pre_tokenizer") or {}
+    return list(only.get("pretokenizers", [only]))
+
+
 def ignored_settings(directory: Path) -> list[str]:
     """What the files beside tokenizer.json say otherwise than it, and what has no effect here, a line each."""
     tokenizer = read_object(directory / "tokenizer.json")
@@ -31,10 +40,11 @@ def ignored_settings(directory: Path) -> list[str]:
     config_path = directory / "tokenizer_config.json"
     config = _read(config_path)
     lines = []
-    if config.get("clean_up_tokenization_spaces") and config.get(CLEAN_UP):
-        lines.append(f"{config_path}: {CLEAN_UP} has no effect: it changes text that a stream has sent already")
+    if config.get(CLEAN_UP) and config.get(CLEAN_UP_BPE):
+        lines.append(f"{config_path}: {CLEAN_UP_BPE} has no effect: it changes text that a stream has sent already")
     prefix = bool(config.get("add_prefix_space"))
-    if config.get("tokenizer_class") not in GENERIC_CLASSES and prefix != _adds_prefix_space(tokenizer):
+    has_prefix = any(step.get("add_prefix_space") for step in pre_tokenizers(tokenizer))
+    if config.get("tokenizer_class") not in GENERIC_CLASSES and prefix != has_prefix:
         lines.append(f"{config_path}: add_prefix_space is {json.dumps(prefix)}")
     for name in NEIGHBOURS:
         for content, facts in _tokens(name, _read(directory / name)):
@@ -56,12 +66,6 @@ def _tokens(name: str, raw: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any
                 content = token.get("content") if isinstance(token, dict) else token
                 if isinstance(content, str):
                     yield content, {"special": True}
-
-
-def _adds_prefix_space(tokenizer: dict[str, Any]) -> bool:
-    first = tokenizer.get("pre_tokenizer") or {}
-    steps = first.get("pretokenizers", [first])
-    return any(step.get("type") == "ByteLevel" and step.get("add_prefix_space") for step in steps)
 
 
 def _read(path: Path) -> dict[str, Any]:

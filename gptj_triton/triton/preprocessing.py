@@ -69,9 +69,12 @@ class TritonPythonModel:
         end_ids = [self.prompts.end_ids if row.end_id is None else (row.end_id,) for row in rows]
         first_end_ids = [ids[0] if ids else 0 for ids in end_ids]
         top_k, top_p = zip(*(row.sampling for row in rows), strict=True)
-        words = {"bad_words_list": [row.bad_words for row in rows]}
-        if "stop_words_list" in wanted:
-            words["stop_words_list"] = [row.stop_words for row in rows]
+        words = {"bad_words_list": [self.prompts.word_sequences(row.bad_words) for row in rows]}
+        if "stop_words_list" in wanted:  # for NVIDIA's library, which also knows one end id alone
+            words["stop_words_list"] = [
+                self.prompts.word_sequences(row.stop_words) + [[end_id] for end_id in ids[1:]]
+                for row, ids in zip(rows, end_ids, strict=True)
+            ]
         return [
             pb_utils.Tensor("input_ids", token_tensors.pad_right(prompts, first_end_ids)),
             pb_utils.Tensor("random_seed", token_tensors.seeds([row.seed for row in rows])),
@@ -97,8 +100,8 @@ class TritonPythonModel:
             return []
         return [self.kept.get("end_ids", tuple(rows), lambda: token_tensors.end_id_lists(rows))]
 
-    def word_lists(self, name: str, rows: list[tuple[str, ...]]) -> Any:
-        """The words of each row as token ids, [B, 2, W]."""
+    def word_lists(self, name: str, rows: list[list[list[int]]]) -> Any:
+        """The words of each row, token ids, as [B, 2, W]."""
         if not any(rows):
-            return self.kept.get(name, (len(rows),), lambda: token_tensors.word_lists([[]] * len(rows)))
-        return pb_utils.Tensor(name, token_tensors.word_lists([self.prompts.word_sequences(words) for words in rows]))
+            return self.kept.get(name, (len(rows),), lambda: token_tensors.word_lists(rows))
+        return pb_utils.Tensor(name, token_tensors.word_lists(rows))

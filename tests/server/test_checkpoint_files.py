@@ -114,6 +114,15 @@ def test_without_an_end_id_fastertransformer_takes_all_of_the_model(served: Serv
     assert ids == served.prompt + served.free[: place + 1] + [END] * (MOST - place - 1)
 
 
+def test_nvidias_library_gets_the_other_end_ids_as_stop_words(served: Served) -> None:
+    inputs = [{"name": "text_input", "datatype": "BYTES", "shape": [1, 1], "data": ["king"]}]
+    wanted = {"inputs": inputs, "outputs": [{"name": "end_id"}, {"name": "stop_words_list"}]}
+    outputs = {
+        output["name"]: output["data"] for output in served.post("preprocessing/infer", wanted).json()["outputs"]
+    }
+    assert (outputs["end_id"], outputs["stop_words_list"]) == ([END], [served.also_end, 1])
+
+
 def test_a_token_that_the_model_lacks_is_refused_in_a_prompt_and_never_comes_as_a_word(served: Served) -> None:
     answer = served.post("ensemble/generate", {"text_input": "a <x>"})
     assert answer.status_code == 400

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +133,10 @@ def test_a_null_rotary_dim_turns_the_whole_head_of_a_gptj_and_means_nothing_to_c
 @pytest.mark.parametrize("model_type", ["gptj", "codegen"])
 def test_a_configuration_that_is_written_says_what_was_read(model_type: str, tmp_path: Path) -> None:
     config = model_config(tmp_path, model_type=model_type, n_head=4)
-    (tmp_path / "config.json").write_text(json.dumps(config.to_huggingface()))
-    assert ModelConfig.from_huggingface(tmp_path) == config
+    for end_ids in (config.end_ids, (7, 8), ()):
+        written = replace(config, end_ids=end_ids)
+        (tmp_path / "config.json").write_text(json.dumps(written.to_huggingface()))
+        assert ModelConfig.from_huggingface(tmp_path) == written
     assert config.model_type == AutoConfig.from_pretrained(tmp_path).model_type == model_type
 
 

@@ -91,6 +91,19 @@ def test_a_word_that_begins_with_a_space_gets_no_second_one(prompts: PromptToken
     assert prompts.word_sequences((" time",)) == [prompts.encode(" time")]
 
 
+def test_a_word_has_both_spellings_where_the_tokenizer_puts_a_space_before_a_text(
+    prompts: PromptTokenizer, toy_checkpoint: Path, tmp_path: Path
+) -> None:
+    shutil.copy(toy_checkpoint / "config.json", tmp_path)
+    raw = json.loads((toy_checkpoint / "tokenizer.json").read_text(encoding="utf-8"))
+    raw["pre_tokenizer"]["add_prefix_space"] = True
+    for pre_tokenizer in (raw["pre_tokenizer"], {"type": "Sequence", "pretokenizers": [raw["pre_tokenizer"]]}):
+        (tmp_path / "tokenizer.json").write_text(json.dumps(raw | {"pre_tokenizer": pre_tokenizer}))
+        prefixing = PromptTokenizer.load(tmp_path)
+        assert prefixing.encode("time") == prompts.encode(" time")
+        assert prefixing.word_sequences(("time",)) == prompts.word_sequences(("time",))
+
+
 def test_a_spelling_that_two_words_share_is_listed_once(prompts: PromptTokenizer) -> None:
     assert prompts.word_sequences(("time", " time", "time")) == [prompts.encode("time"), prompts.encode(" time")]
 

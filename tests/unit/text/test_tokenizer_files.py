@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gptj_triton.text.tokenizer_files import CLEAN_UP, ignored_settings
+from gptj_triton.text.tokenizer_files import CLEAN_UP, CLEAN_UP_BPE, ignored_settings
 
 CONFIG = "tokenizer_config.json"
 
@@ -50,8 +50,8 @@ def test_neighbours_that_agree_with_it_are_no_matter(folder: Path, storyteller: 
         ),
         (
             CONFIG,
-            {"clean_up_tokenization_spaces": True, CLEAN_UP: True},
-            f"{CONFIG}: {CLEAN_UP} has no effect: it changes text that a stream has sent already",
+            {CLEAN_UP: True, CLEAN_UP_BPE: True},
+            f"{CONFIG}: {CLEAN_UP_BPE} has no effect: it changes text that a stream has sent already",
         ),
     ],
     ids=str,
