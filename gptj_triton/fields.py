@@ -151,7 +151,7 @@ FIELDS = (
     Field(
         name="min_tokens",
         dtype="INT32",
-        help="fewest new tokens, at most max_tokens: the end token is not chosen before",
+        help="fewest new tokens, at most max_tokens: no end token is chosen before",
         minimum=0,
         default=0,
         tensor=Tensor(name="min_length", dtype="UINT32", origin=Origin.UNDECLARED, made=True),
@@ -306,11 +306,18 @@ FIELDS = (
     Field(
         name="end_id",
         dtype="INT32",
-        help="the token that ends the text",
+        help="the token that ends the text, it alone",
         minimum=0,
-        default_words="the model's",
+        default_words="all those of the model",
         tensor=Tensor(name="end_id", dtype="UINT32", made=True),
         elsewhere=("eos_token_id", "eos_id", "stop_token_ids"),
+    ),
+    Field(
+        dtype="INT32",
+        help="the tokens that end the text, where they are not end_id alone; padded with -1",
+        many=True,
+        default_words="end_id",
+        tensor=Tensor(name="end_ids", dtype="INT32", dims=(-1,), origin=Origin.OURS, made=True),
     ),
     Field(
         name="pad_id",

@@ -50,7 +50,8 @@ def engine_generate(engine: Engine) -> Generate:
     """All prompts at once through the engine, stepped until it is idle."""
 
     def generate(prompts: Tokens, new_tokens: int) -> Tokens:
-        params = SamplingParams(request_output_len=new_tokens, min_length=new_tokens, end_id=engine.model_config.end_id)
+        end_ids = engine.model_config.end_ids
+        params = SamplingParams(request_output_len=new_tokens, min_length=new_tokens, end_ids=end_ids)
         sequences = [Sequence(number, prompt, params) for number, prompt in enumerate(prompts)]
         for sequence in sequences:
             engine.submit(sequence)

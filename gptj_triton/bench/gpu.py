@@ -115,8 +115,8 @@ class Benchmark:
         return Measurement(f"whole run {length}/{new}, {requests} requests", requests * new / seconds, "tokens/s")
 
     def _sequences(self, count: int, length: int, new: int) -> list[Sequence]:
-        end_id, vocabulary = self._engine.model_config.end_id, range(self._engine.model_config.vocab_size)
-        params = SamplingParams(request_output_len=new, min_length=new, end_id=end_id)
+        end_ids, vocabulary = self._engine.model_config.end_ids, range(self._engine.model_config.vocab_size)
+        params = SamplingParams(request_output_len=new, min_length=new, end_ids=end_ids)
         return [Sequence(number, self._random.choices(vocabulary, k=length), params) for number in range(count)]
 
     def _submit(self, sequences: list[Sequence]) -> None:

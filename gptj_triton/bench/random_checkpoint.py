@@ -23,7 +23,7 @@ GPTJ_6B = ModelConfig(
     rotary_dim=64,
     layer_norm_eps=1e-5,
     start_id=50256,
-    end_id=50256,
+    end_ids=(50256,),
 )
 
 

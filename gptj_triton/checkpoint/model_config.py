@@ -12,6 +12,8 @@ from gptj_triton.checkpoint.families import FAMILIES
 from gptj_triton.checkpoint.families.family import ConfigKey, ModelFamily
 from gptj_triton.checkpoint.files import CONFIG_INI, find_checkpoint_files
 from gptj_triton.errors import ConfigError
+from gptj_triton.text.end_ids import GENERATION_CONFIG, check_end_ids, read_end_ids
+from gptj_triton.text.json_files import read_object
 
 # FasterTransformer's files lack it, and its kernels use 1e-6; GPT-J was trained with this.
 GPTJ_LAYER_NORM_EPS = 1e-5
@@ -21,7 +23,10 @@ OTHER_INI_KEYS = {"model_name", "weight_data_type", "num_tasks", "prompt_learnin
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a checkpoint says of itself; lengths count tokens. `model_type` is that of a family of the registry."""
+    """What a checkpoint says of itself; lengths count tokens. `model_type` is that of a family of the registry.
+
+    Each of `end_ids` ends a text, which may be none.
+    """
 
     vocab_size: int
     context_length: int
@@ -32,7 +37,7 @@ class ModelConfig:
     rotary_dim: int
     layer_norm_eps: float
     start_id: int
-    end_id: int
+    end_ids: tuple[int, ...]
     model_type: str = "gptj"
 
     @property
@@ -85,8 +90,9 @@ class ModelConfig:
         num_heads, head_size = integer("head_num", 1), integer("size_per_head", 1)
         # NVIDIA's converter writes so where Hugging Face's rotary_dim is null: the whole head is turned.
         whole_head = raw.get("rotary_embedding") == "None"
+        vocab_size = integer("vocab_size", 1)
         config = cls(
-            vocab_size=integer("vocab_size", 1),
+            vocab_size=vocab_size,
             context_length=context_length,
             hidden_size=num_heads * head_size,
             inner_size=integer("inter_size", 1),
@@ -95,7 +101,7 @@ class ModelConfig:
             rotary_dim=head_size if whole_head else integer("rotary_embedding", 2),
             layer_norm_eps=layer_norm_eps,
             start_id=integer("start_id", 0),
-            end_id=integer("end_id", 0),
+            end_ids=_read_end_id(path, raw, vocab_size),
         )
         if raw.get("num_tasks", "0") != "0":
             raise ConfigError(f"{path}: num_tasks is {raw['num_tasks']}, but prompt-tuning tasks are not supported")
@@ -115,7 +121,7 @@ class ModelConfig:
             "rotary_embedding": str(self.rotary_dim),
             "vocab_size": str(self.vocab_size),
             "start_id": str(self.start_id),
-            "end_id": str(self.end_id),
+            "end_id": str(self.end_ids[0] if self.end_ids else -1),
         }
 
     @classmethod
@@ -125,7 +131,7 @@ class ModelConfig:
         Raises ConfigError naming the file, the key and what was found.
         """
         path = checkpoint / "config.json"
-        raw = _read_object(path)
+        raw = read_object(path)
         model_type = raw.get("model_type")
         family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
         if family is None:
@@ -136,7 +142,7 @@ class ModelConfig:
         values: dict[str, Any] = {"model_type": family.model_type}
         for field, key in family.config_keys.items():
             values[field] = _read_number(path, raw, key, values)
-        config = cls(**values)
+        config = cls(**values, end_ids=read_end_ids(checkpoint, raw, values["vocab_size"]))
         keys = {field: key.name for field, key in family.config_keys.items()}
         if config.hidden_size % config.num_heads:
             raise ConfigError(
@@ -157,13 +163,18 @@ class ModelConfig:
             "model_type": self.model_type,
             **self.family.fixed_keys,
             **{key.name: getattr(self, field) for field, key in self.family.config_keys.items()},
+            "eos_token_id": self.end_ids[0] if len(self.end_ids) == 1 else list(self.end_ids) or None,
             "tie_word_embeddings": False,
         }
 
     def _check_agreement(self, path: Path, config_ini: Path) -> None:
-        """`config.ini` does not know the families: its files are the same for all."""
+        """`config.ini` does not know the families: its files are the same for all. It has one end id of several, and
+        that of config.json where generation_config.json has others.
+        """
         other = self.from_fastertransformer(config_ini, self.context_length, self.layer_norm_eps)
         other = replace(other, model_type=self.model_type)
+        if set(other.end_ids) <= set(self.end_ids) or (path.parent / GENERATION_CONFIG).is_file():
+            other = replace(other, end_ids=self.end_ids)
         for field, mine in vars(self).items():
             if mine != getattr(other, field):
                 raise ConfigError(f"{path} says {field} is {mine}, but {config_ini} says {getattr(other, field)}")
@@ -173,16 +184,16 @@ class ModelConfig:
             raise ConfigError(f"{path}: {key} is {self.rotary_dim}, expected an even number <= {self.head_size}")
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_end_id(path: Path, raw: dict[str, str], vocab_size: int) -> tuple[int, ...]:
+    """The end ids that `config.ini` names. NVIDIA's converter writes Hugging Face's value as Python prints it."""
+    text = raw.get("end_id")
+    if text is None:
+        raise ConfigError(f"{path} has no key 'end_id'")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}; a checkpoint needs it") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds no JSON object")
-    return raw
+        value = None if text == "None" else json.loads(text)
+    except ValueError:
+        value = text
+    return check_end_ids(value, vocab_size, f"{path}: end_id")
 
 
 def _read_number(path: Path, raw: dict[str, Any], key: ConfigKey, fields_before: dict[str, Any]) -> float:

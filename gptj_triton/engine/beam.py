@@ -47,7 +47,7 @@ class BeamSearch:
         ]
         offers.sort(key=lambda offer: -offer[0])
         going_on: list[Branch] = []
-        for place, (_, parent, sampled) in enumerate(offers[: 2 * width]):
+        for place, (_, parent, sampled) in enumerate(offers[: self.params.beam_choices]):
             if len(going_on) == width:
                 break  # at least `width` offers were seen, and no later one may end
             beam = parent.copy()

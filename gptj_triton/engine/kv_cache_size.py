@@ -40,7 +40,7 @@ def count_pages(config: EngineConfig, model: Model, context_length: int) -> int:
 @torch.inference_mode()
 def _memory_after_largest_step(config: EngineConfig, model: Model, context: int) -> int:
     """Bytes of a GPU that are left for the KV cache beside the largest step that can come."""
-    params = SamplingParams(request_output_len=1, end_id=0, runtime_top_k=50, runtime_top_p=0.5)
+    params = SamplingParams(request_output_len=1, end_ids=(), runtime_top_k=50, runtime_top_p=0.5)
     chunk = min(config.step_tokens, context)
     cached = [context - 1] * (config.max_sequences - 1)
     cached += [context - chunk] * -(-config.step_tokens // chunk)

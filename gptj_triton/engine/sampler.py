@@ -35,8 +35,8 @@ class HostSampler:
 def sample(logits: Tensor, sequences: list[Sequence]) -> list[list[Sampled]]:
     """Next tokens of each sequence from float32 `logits` [sequences, V], which are overwritten.
 
-    For a beam, its best tokens, twice as many as there are beams, best first: enough for all beams to go on even if
-    each one's best token ends it. For any other sequence the one token that was chosen.
+    For a beam, its best tokens, best first: enough for all beams to go on even if the end ids are the
+    best of each. For any other sequence the one token that was chosen.
     """
     _ban(logits, sequences)
     _scale_by_temperature(logits, sequences)
@@ -48,7 +48,7 @@ def sample(logits: Tensor, sequences: list[Sequence]) -> list[list[Sampled]]:
             choices[row].append(chosen)
     for row, sequence in enumerate(sequences):
         if sequence.params.beam_width > 1:
-            count = min(2 * sequence.params.beam_width, logits.shape[1])
+            count = min(sequence.params.beam_choices, logits.shape[1])
             best = torch.log_softmax(logits[row], dim=-1).topk(count)
             choices[row] = [Sampled(*pair) for pair in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
     return choices

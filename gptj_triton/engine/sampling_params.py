@@ -31,7 +31,8 @@ class Limits(msgspec.Struct, frozen=True):
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Parameters of one sequence; lengths count tokens.
 
-    `runtime_top_k` 0, `runtime_top_p` 0 and `min_p` 0 mean greedy, as does `temperature` 0. `min_p` (this engine's own;
+    Each of `end_ids` ends the sequence, but not before `min_length` tokens; there may be none. `runtime_top_k` 0,
+    `runtime_top_p` 0 and `min_p` 0 mean greedy, as does `temperature` 0. `min_p` (this engine's own;
     Nguyen et al., 2024, arXiv:2407.01082) keeps tokens at least that share as probable as the best one.
     `repetition_penalty` multiplies or divides the logit of every distinct token of prompt and output,
     `presence_penalty` is subtracted from it once, `frequency_penalty` once an occurrence. `stop_strings` (this engine's
@@ -41,7 +42,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """
 
     request_output_len: int
-    end_id: int
+    end_ids: tuple[int, ...]
     min_length: int = 0
     runtime_top_k: int = 0
     runtime_top_p: float = 0.0
@@ -61,6 +62,16 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     stop_words_list: tuple[tuple[int, ...], ...] = ()
     stop_strings: tuple[bytes, ...] = ()
     is_return_log_probs: bool = False
+
+    @property
+    def fill_id(self) -> int:
+        """The token that stands behind a sequence where a tensor has room for more."""
+        return self.end_ids[0] if self.end_ids else 0
+
+    @property
+    def beam_choices(self) -> int:
+        """How many of a beam's best tokens must be known, for all beams to go on though the end ids are among them."""
+        return (1 + max(1, len(self.end_ids))) * self.beam_width
 
     @property
     def divisor(self) -> float:
@@ -102,7 +113,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         requests are read; the engine only relies on this.
         """
         words = (*self.bad_words_list, *self.stop_words_list)
-        tokens = (*prompt, self.end_id, *(token for word in words for token in word))
+        tokens = (*prompt, *self.end_ids, *(token for word in words for token in word))
         return (
             1 <= len(prompt) <= limits.context_length - self.request_output_len
             and 0 <= self.min_length <= self.request_output_len

@@ -111,17 +111,17 @@ class Sequence:
         self.top_p = (
             params.top_p if reset else max(self.top_p * params.top_p_decay, min(params.top_p_min, params.top_p))
         )
-        stops = token == params.end_id or self._completes_stop_word(token)
+        stops = token in params.end_ids or self._completes_stop_word(token)
         if stops or self._completes_stop_string(token, token_bytes):
             self.finish_reason = "stop"
         elif len(self.output) >= params.request_output_len:
             self.finish_reason = "length"
 
     def banned_tokens(self) -> list[int]:
-        """Ids that may not come next: those that complete a bad word, and before `min_length` the end id."""
+        """Ids that may not come next: those that complete a bad word, and before `min_length` the end ids."""
         banned = self._bad_words.banned(lambda count: self.tokens(self.num_tokens - count, self.num_tokens))
         if len(self.output) < self.params.min_length:
-            banned.append(self.params.end_id)
+            banned += self.params.end_ids
         return banned
 
     def _completes_stop_word(self, token: int) -> bool:

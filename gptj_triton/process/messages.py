@@ -55,7 +55,7 @@ class Welcome(msgspec.Struct, tag="welcome"):
     engine_pid: int
     limits: Limits
     start_id: int
-    end_id: int
+    end_ids: tuple[int, ...]
 
 
 class Result(msgspec.Struct):

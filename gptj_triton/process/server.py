@@ -149,7 +149,8 @@ class EngineServer:
         outbox.connect(hello.address)
         self._frontends[hello.frontend] = Frontend(outbox, pidfd, socket)
         self._poller.register(pidfd, zmq.POLLIN)
-        welcome = messages.Welcome(os.getpid(), engine.limits, engine.model_config.start_id, engine.model_config.end_id)
+        model = engine.model_config
+        welcome = messages.Welcome(os.getpid(), engine.limits, model.start_id, model.end_ids)
         outbox.send(self._encoder.encode(welcome))
         engine.scheduler.update_gauges()
         outbox.send(self._encoder.encode(engine.metrics.without_histograms()))

@@ -4,24 +4,29 @@ config.json and tokenizer.json for preprocessing and postprocessing. Does not op
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
+import tempfile
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from gptj_triton.checkpoint.files import CheckpointFiles, find_checkpoint_files
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.errors import ConfigError
 from gptj_triton.serving.errors import ServeError
+from gptj_triton.text.tokenizer_files import NEIGHBOURS, SETTINGS
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 SMALL_FILES = ["*.json", "vocab.json", "merges.txt"]
-# The files of which transformers makes a tokenizer; only the first two are needed.
+# The files of which transformers makes a tokenizer: tokenizer.json, or these two, and what stands beside them.
 MERGES = ("vocab.json", "merges.txt")
-TOKENIZER_SOURCES = (*MERGES, "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
+TOKENIZER_SOURCES = ("tokenizer.json", *MERGES, *NEIGHBOURS)
+CONFIGS = ("config.json", "generation_config.json")
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,8 @@ def find_checkpoint(request: ModelRequest, embedded: Path, staging: Path) -> Che
             f"--model {folder}: no config.json in it, so this is no Hugging Face directory, and no config.ini, "
             "so it is not FasterTransformer's either"
         )
-    has_tokenizer = (folder / "tokenizer.json").is_file()
-    return Checkpoint(folder, folder if has_tokenizer else make_tokenizer(folder, f"--model {folder}"))
+    # A test says that transformers uses the embedded tokenizer.json as it is, so nothing needs to be made.
+    return Checkpoint(folder, folder if folder == embedded else make_tokenizer(folder, f"--model {folder}"))
 
 
 def find_folder(name: str, option: str) -> Path:
@@ -113,56 +118,63 @@ def stage_tokenizer(files: CheckpointFiles, request: ModelRequest, staging: Path
     else:
         where = f"--tokenizer {request.tokenizer}"
         source = find_folder(request.tokenizer, "--tokenizer")
-    if not (source / "tokenizer.json").is_file():
-        source = make_tokenizer(source, where)
-    check_vocabulary(source / "tokenizer.json", config.vocab_size, where)
+    made = make_tokenizer(source, where, config)
     staging.mkdir(parents=True)
-    shutil.copy(source / "tokenizer.json", staging)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(made / name, staging)
     (staging / "config.json").write_text(json.dumps(config.to_huggingface(), indent=2), encoding="utf-8")
-
-
-def check_vocabulary(path: Path, vocab_size: int, where: str) -> None:
-    """Raise ServeError where a tokenizer has ids that the model lacks."""
-    # Imported here: only a tokenizer from elsewhere needs the check.
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing more exact
-        raise ServeError(f"{where}: {path} is no tokenizer: {error}") from None
-    largest = max(tokenizer.get_vocab().values(), default=0)
-    if largest >= vocab_size:
-        raise ServeError(f"{where}: the tokenizer has the id {largest}, but the model's vocabulary is {vocab_size}")
 
 
 def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptj-triton" / "tokenizers"
 
 
-def make_tokenizer(folder: Path, where: str) -> Path:
-    """Make a directory with the tokenizer.json that transformers builds from vocab.json and merges.txt.
+def make_tokenizer(folder: Path, where: str, model: ModelConfig | None = None) -> Path:
+    """Make a directory with the tokenizer.json that `transformers` would use where it is given `folder`.
 
-    It has the config.json of `folder` too, if there is one, and is kept for later runs.
+    It is made of all files there that have a say: transformers changes a tokenizer.json by what the others say. `model`
+    says the family where `folder` has no config.json. The directory has the folder's config.json and
+    generation_config.json too, if they are there, and is kept for later runs. ServeError begins with `where`.
     """
-    present = [folder / name for name in TOKENIZER_SOURCES if (folder / name).is_file()]
-    if not set(MERGES) <= {path.name for path in present}:
+    names = {path.name for path in folder.iterdir()}
+    if "tokenizer.json" not in names and not set(MERGES) <= names:
         raise ServeError(f"{where}: needs tokenizer.json, or vocab.json and merges.txt")
-    configs = [path for path in [folder / "config.json"] if path.is_file()]
-    digest = hashlib.sha256()
-    for path in [*present, *configs]:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    sources = {name: (folder / name).read_bytes() for name in (*TOKENIZER_SOURCES, *CONFIGS) if name in names}
+    if model is not None:
+        sources.setdefault("config.json", json.dumps(model.to_huggingface()).encode())
+    digest = hashlib.sha256(version("transformers").encode())
+    for name, data in sources.items():
+        digest.update(b"\0" + name.encode() + b"\0" + hashlib.sha256(data).digest())
     made = cache_folder() / digest.hexdigest()[:16]
-    if (made / "tokenizer.json").is_file() and all((made / path.name).is_file() for path in configs):
+    if made.is_dir():
         return made
-    # Imported here: it takes seconds, and a checkpoint with a tokenizer.json does not need it.
-    from transformers import GPT2TokenizerFast
+    made.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=made.parent) as temporary:
+        copied, partial = Path(temporary, "sources"), Path(temporary, "made")
+        copied.mkdir()
+        for name, data in sources.items():
+            (copied / name).write_bytes(data)
+        partial.mkdir()
+        write_tokenizer(copied, partial, where)
+        for name in CONFIGS:
+            if name in sources:
+                shutil.copy(copied / name, partial)
+        with contextlib.suppress(OSError):  # another run may have been faster
+            partial.rename(made)
+    return made
+
+
+def write_tokenizer(sources: Path, target: Path, where: str) -> None:
+    """Write the tokenizer of `sources` as one tokenizer.json, and what that cannot hold as tokenizer_config.json."""
+    # Imported here: it takes seconds, which a tokenizer that is kept does not need.
+    from transformers import AutoTokenizer
 
     try:
-        tokenizer = GPT2TokenizerFast.from_pretrained(folder)
-    except Exception as error:
-        raise ServeError(f"{where}: vocab.json and merges.txt make no tokenizer: {error}") from None
-    made.mkdir(parents=True, exist_ok=True)
-    for path in configs:
-        shutil.copy(path, made)
-    tokenizer.backend_tokenizer.save(str(made / "tokenizer.json"))
-    return made
+        tokenizer = AutoTokenizer.from_pretrained(sources, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the library raises nothing more exact
+        names = ", ".join(sorted(path.name for path in sources.iterdir() if path.name not in CONFIGS))
+        raise ServeError(f"{where}: no tokenizer can be made of {names}: {error}") from None
+    tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"))
+    rest = {name: getattr(tokenizer, name) for name in SETTINGS if getattr(tokenizer, name)}
+    rest["tokenizer_class"] = "PreTrainedTokenizerFast"  # its meaning: tokenizer.json as it is
+    (target / "tokenizer_config.json").write_text(json.dumps(rest), encoding="utf-8")

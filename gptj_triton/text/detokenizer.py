@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,12 +76,13 @@ class Detokenizer:
         ids: Sequence[int] | NDArray[Any],
         prompt_length: int,
         previous_length: int,
-        end_id: int,
+        end_ids: Iterable[int],
         stop_words: Sequence[bytes] = (),
         reason: str = "",
         with_prompt: bool = False,
     ) -> Piece:
-        """The text that one response adds: new text up to the first end id and to the first stop word to be complete.
+        """The text that one response adds: new text up to the first of the end ids and the first stop word to be
+        complete.
 
         `ids`: prompt and new tokens so far; earlier responses had the first `previous_length`, or only the prompt;
         `reason`: the finish reason in the last response, "" before. Pieces joined are the same text however the tokens
@@ -94,9 +95,9 @@ class Detokenizer:
         """
         stops = compile_stop_strings(tuple(stop_words))
         new = np.asarray(ids[prompt_length:], dtype=np.int64)
-        end_ids = np.flatnonzero(new == end_id)
-        # An answer that the end id closed may be padded with more of them.
-        kept = new[: end_ids[0]] if end_ids.size else new
+        ends = [place for end_id in end_ids for place in np.flatnonzero(new == end_id)[:1].tolist()]
+        # An answer that an end id closed may be padded with more of them.
+        kept = new[: min(ends)] if ends else new
         before = previous_length - prompt_length
         start = self._start_of_window(kept, before, stops.longest)
         # The prompt's last character may go on in the new text.
@@ -111,10 +112,10 @@ class Detokenizer:
         if before:
             shown = _visible(prompt + head, len(prompt) + earlier_read, earlier_state, ended=before > len(kept))
         if len(new) or reason:
-            text = _visible(prompt + data, len(prompt) + read, state, ended=bool(end_ids.size or reason))
-        if reason and (end_ids.size or state.complete):
+            text = _visible(prompt + data, len(prompt) + read, state, ended=bool(ends or reason))
+        if reason and (ends or state.complete):
             reason = "stop"
-        counted = len(kept) + bool(end_ids.size)
+        counted = len(kept) + bool(ends)
         return Piece(text[len(shown) :], reason, counted - min(before, counted))
 
     def _start_of_window(self, new: NDArray[np.int64], before: int, longest_stop: int) -> int:

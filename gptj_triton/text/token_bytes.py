@@ -15,8 +15,8 @@ class NotByteLevelError(ValueError):
 
 @dataclass(frozen=True)
 class TokenBytes:
-    """The bytes of every token, by its id: `spelt_out` for prompts, `new` for generated text, where special tokens
-    stand for none. Ids without a token stand for no bytes.
+    """The bytes of every token, by its id: `spelt_out` for prompts, `new` for generated text, as `transformers` decodes
+    it: special tokens stand for none. Ids without a token stand for no bytes.
     """
 
     spelt_out: list[bytes]
@@ -42,8 +42,7 @@ class TokenBytes:
             spelt_out[token["id"]] = token["content"].encode()
         new = spelt_out.copy()
         for token in added:
-            if token["special"]:
-                new[token["id"]] = b""
+            new[token["id"]] = b"" if token["special"] else _bytes_of(token["content"], alphabet)
         return cls(spelt_out, new)
 
 

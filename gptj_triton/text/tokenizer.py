@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gptj_triton.text.end_ids import read_end_ids
+from gptj_triton.text.json_files import read_object
+from gptj_triton.text.tokenizer_files import pre_tokenizers, splits_special_tokens
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -18,14 +22,16 @@ if TYPE_CHECKING:
 class PromptTokenizer:
     """A checkpoint's tokenizer and the limits of a prompt that its config.json sets.
 
-    `longest_token` is the most bytes that one token stands for, None where the tokenizer rewrites text first, so that
-    the length of a text says nothing about its tokens.
+    `words` is the tokenizer without the space that it may put before a text. `longest_token` is the most bytes that one
+    token stands for, None where the tokenizer rewrites text first, so that the length of a text says nothing about its
+    tokens.
     """
 
     tokenizer: Tokenizer
+    words: Tokenizer
     context_length: int
     vocab_size: int
-    end_id: int
+    end_ids: tuple[int, ...]
     longest_token: int | None
 
     @classmethod
@@ -37,37 +43,55 @@ class PromptTokenizer:
         for name in ("tokenizer.json", "config.json"):
             if not (directory / name).is_file():
                 raise FileNotFoundError(f"{directory / name} is missing; tokenizer_dir must name a directory with it")
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        for key in ("n_positions", "vocab_size", "eos_token_id"):
+        config = read_object(directory / "config.json")
+        for key in ("n_positions", "vocab_size"):
             if not isinstance(config.get(key), int):
                 raise ValueError(f"{directory}/config.json: {key} is {config.get(key)!r}; it must be a whole number")
         tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         # A tokenizer.json may carry the padding and truncation of its training run, which would quietly change prompts.
         tokenizer.no_padding()
         tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = splits_special_tokens(directory)
         return cls(
             tokenizer=tokenizer,
+            words=_without_prefix_space(tokenizer),
             context_length=config["n_positions"],
             vocab_size=config["vocab_size"],
-            end_id=config["eos_token_id"],
+            end_ids=read_end_ids(directory, config, config["vocab_size"]),
             longest_token=_longest_token(tokenizer),
         )
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of a prompt, as `transformers` gives them for the same tokenizer."""
+        """The token ids of a prompt, as `transformers` gives them for the same tokenizer; some may be `vocab_size` or
+        more, which the model lacks.
+        """
         ids: list[int] = self.tokenizer.encode(text).ids
         return ids
 
     def word_sequences(self, words: tuple[str, ...]) -> list[list[int]]:
         """The token sequences that spell each of `words`, with a space in front and without, each once.
 
-        Byte-level BPE gives a word other tokens at the start of a text than behind a space, as most words are.
+        Byte-level BPE gives a word other tokens at the start of a text than behind a space, as most words are. A
+        spelling with a token that the model lacks never comes, and is left out.
         """
         sequences: dict[tuple[int, ...], None] = {}
         for word in words:
             for spelling in (word,) if word.startswith(" ") else (word, " " + word):
-                sequences[tuple(self.tokenizer.encode(spelling, add_special_tokens=False).ids)] = None
-        return [list(ids) for ids in sequences if ids]
+                sequences[tuple(self.words.encode(spelling, add_special_tokens=False).ids)] = None
+        return [list(ids) for ids in sequences if ids and max(ids) < self.vocab_size]
+
+
+def _without_prefix_space(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer, or one that puts no space before a text where this one does."""
+    raw = json.loads(tokenizer.to_str())
+    steps = [step for step in pre_tokenizers(raw) if step.get("add_prefix_space")]
+    if not steps:
+        return tokenizer
+    for step in steps:
+        step["add_prefix_space"] = False
+    changed = type(tokenizer).from_str(json.dumps(raw))
+    changed.encode_special_tokens = tokenizer.encode_special_tokens
+    return changed
 
 
 def _longest_token(tokenizer: Tokenizer) -> int | None:

@@ -31,6 +31,7 @@ LOG_PROBS = [Declaration("cum_log_probs", "FP32", (-1,)), Declaration("output_lo
 FINISH_REASON = Declaration("finish_reason", "BYTES", (-1,))
 STREAM_OUTPUTS = [Declaration("previous_length", "UINT32", (-1,)), Declaration("cancel_handle", "BYTES", (-1,))]
 PROMPT_OUTPUTS = [Declaration("input_lengths", "UINT32", (1,)), Declaration("end_id", "UINT32", (1,))]
+END_IDS = Declaration("end_ids", "INT32", (-1,))
 TEXT_OUTPUT = Declaration("text_output", "BYTES", (-1,))
 COUNTS = [Declaration("num_input_tokens", "INT32", (-1,)), Declaration("num_output_tokens", "INT32", (-1,))]
 TEXT_OUTPUTS = [TEXT_OUTPUT, FINISH_REASON, SEQUENCE_LENGTH, *COUNTS]
@@ -84,7 +85,7 @@ def preprocessing() -> list[str]:
 
 def postprocessing() -> list[str]:
     """Tokens in, text out."""
-    optional = [each._replace(optional=True) for each in (FINISH_REASON, *STREAM_OUTPUTS)]
+    optional = [each._replace(optional=True) for each in (END_IDS, FINISH_REASON, *STREAM_OUTPUTS)]
     return [
         *comment(
             "Tokens to text. finish_reason and the request's fields are optional, so the step also serves a backend "
@@ -172,8 +173,9 @@ def frontend(streaming: bool) -> list[str]:
         )
         lines += block(
             "output",
-            [*PROMPT_OUTPUTS, *passed],
-            "Passed through, the first two always, the others where the request has them.",
+            [*PROMPT_OUTPUTS, END_IDS, *passed],
+            "Passed through: the first two always, end_ids where end_id does not say it, the others where the request "
+            "has them.",
         )
     lines += [
         ONE_PROCESS,
@@ -236,13 +238,13 @@ def ensemble(streaming: bool) -> list[str]:
         del to_preprocessing["stream"]
         # A tensor is written once, so what passes through has another name behind the frontend.
         behind = {each.name: f"_{each.name}" for each in STREAM_OUTPUTS}
-        behind |= {"input_lengths": "_prompt_lengths", "end_id": "_last_id"}
+        behind |= {"input_lengths": "_prompt_lengths", "end_id": "_last_id", "end_ids": "_last_ids"}
         from_frontend |= behind | {tensor: f"_{tensor}" for tensor in POSTPROCESSING_FIELDS.values()}
         to_postprocessing |= behind | {field: f"_{tensor}" for field, tensor in POSTPROCESSING_FIELDS.items()}
     else:
         name, frontend_name = "ensemble", "fastertransformer"
         about = f"Text in, text out: preprocessing, fastertransformer, postprocessing. Wiring only. {UNDERSCORES}"
-        to_postprocessing |= {each.name: f"_{each.name}" for each in PROMPT_OUTPUTS}
+        to_postprocessing |= {each.name: f"_{each.name}" for each in (*PROMPT_OUTPUTS, END_IDS)}
         to_postprocessing |= {field: field for field in POSTPROCESSING_FIELDS}
     return [
         *comment(about),

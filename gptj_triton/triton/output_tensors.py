@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from gptj_triton.fields import BY_TENSOR
 from gptj_triton.process.messages import Finished, Result
 from gptj_triton.triton.tensors import Row, Tensors
+from gptj_triton.triton.token_tensors import end_id_lists
 
 # What postprocessing needs of a streamed request, which can reach it through the streaming model alone.
 PASSED_THROUGH = [name for name, field in BY_TENSOR.items() if field.postprocessing]
@@ -44,7 +45,7 @@ def write_tensors(tensors: Tensors, rows: list[Row], answers: list[Finished]) ->
         tokens = row.prompt + result.tokens
         lengths[index] = len(tokens)
         output_ids[index, : len(tokens)] = tokens
-        output_ids[index, len(tokens) :] = params.end_id
+        output_ids[index, len(tokens) :] = params.fill_id
         output_log_probs[index, : len(result.log_probs)] = result.log_probs
     reasons = np.array([result.finish_reason.encode() for _, _, result in flat], np.object_)
     return {
@@ -58,11 +59,14 @@ def write_tensors(tensors: Tensors, rows: list[Row], answers: list[Finished]) ->
 
 def passed_through(tensors: Tensors, rows: list[Row]) -> dict[str, NDArray[Any]]:
     """The streaming model's outputs that say what was asked, by name: `input_lengths` and `end_id` uint32 [B, 1], and
-    those of PASSED_THROUGH that the request has, as they came.
+    those of PASSED_THROUGH that the request has, as they came; `end_ids` int32 [B, any] where `end_id` does not say it.
     """
+    end_ids = [row.sequences[0].end_ids for row in rows]
+    several = {"end_ids": end_id_lists(end_ids)} if any(len(ids) != 1 for ids in end_ids) else {}
     return {
         "input_lengths": np.array([[len(row.prompt)] for row in rows], np.uint32),
-        "end_id": np.array([[row.sequences[0].end_id] for row in rows], np.uint32),
+        "end_id": np.array([[row.sequences[0].fill_id] for row in rows], np.uint32),
+        **several,
         **{name: tensors[name] for name in PASSED_THROUGH if name in tensors},
     }
 
@@ -83,7 +87,7 @@ class PieceTensors:
         self._ids = np.empty((len(requests), width), np.uint32)
         for index, (prompt, params) in enumerate(requests):
             self._ids[index, : len(prompt)] = prompt
-            self._ids[index, len(prompt) :] = params.end_id
+            self._ids[index, len(prompt) :] = params.fill_id
         self._lengths = np.array(self._prompts, np.uint32)
         self._previous = self._lengths.copy()
         new = max(params.request_output_len for _, params in requests)

@@ -16,6 +16,7 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import DTypeLike
 
 from gptj_triton.text import tokenizer
+from gptj_triton.text.tokenizer_files import ignored_settings
 from gptj_triton.triton import request_fields, token_tensors
 from gptj_triton.triton.kept_tensors import KeptTensors
 from gptj_triton.triton.request_parameters import check_parameters
@@ -29,8 +30,10 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load the tokenizer; `args` as Triton's Python backend gives them."""
         parameters = json.loads(args["model_config"])["parameters"]
-        repository = Path(args["model_repository"]).parent
-        self.prompts = tokenizer.PromptTokenizer.load(repository / parameters["tokenizer_dir"]["string_value"])
+        directory = Path(args["model_repository"]).parent / parameters["tokenizer_dir"]["string_value"]
+        self.prompts = tokenizer.PromptTokenizer.load(directory)
+        for line in ignored_settings(directory):
+            pb_utils.Logger.log_warn(f"ignored, tokenizer.json alone is read: {line}")
         self.limits = request_fields.PromptLimits(
             self.prompts.context_length, self.prompts.vocab_size, self.prompts.longest_token
         )
@@ -66,20 +69,26 @@ class TritonPythonModel:
         for index, row in enumerate(rows):
             try:
                 prompts.append(self.prompts.encode(row.text_input))
+                request_fields.check_tokens(prompts[-1], self.limits)
                 lengths.append(request_fields.new_token_limit(row, len(prompts[-1]), self.limits))
             except request_fields.FieldError as error:
                 raise request_fields.FieldError(f"{request_fields.row_prefix(index, len(rows))}{error}") from None
-        end_ids = [self.prompts.end_id if row.end_id is None else row.end_id for row in rows]
+        end_ids = [self.prompts.end_ids if row.end_id is None else (row.end_id,) for row in rows]
+        first_end_ids = [ids[0] if ids else 0 for ids in end_ids]
         top_k, top_p = zip(*(row.sampling for row in rows), strict=True)
-        words = {"bad_words_list": [row.bad_words for row in rows]}
-        if "stop_words_list" in wanted:
-            words["stop_words_list"] = [row.stop_words for row in rows]
+        words = {"bad_words_list": [self.prompts.word_sequences(row.bad_words) for row in rows]}
+        if "stop_words_list" in wanted:  # for NVIDIA's library, which also knows one end id alone
+            words["stop_words_list"] = [
+                self.prompts.word_sequences(row.stop_words) + [[end_id] for end_id in ids[1:]]
+                for row, ids in zip(rows, end_ids, strict=True)
+            ]
         return [
-            pb_utils.Tensor("input_ids", token_tensors.pad_right(prompts, end_ids)),
+            pb_utils.Tensor("input_ids", token_tensors.pad_right(prompts, first_end_ids)),
             pb_utils.Tensor("random_seed", token_tensors.seeds([row.seed for row in rows])),
             self.column("input_lengths", map(len, prompts), np.uint32),
             self.column("request_output_len", lengths, np.uint32),
-            self.column("end_id", end_ids, np.uint32),
+            self.column("end_id", first_end_ids, np.uint32),
+            *self.end_id_lists(end_ids),
             self.column("runtime_top_k", top_k, np.uint32),
             self.column("runtime_top_p", top_p, np.float32),
             self.column("beam_width", [row.beam_width for row in rows], np.uint32),
@@ -92,8 +101,14 @@ class TritonPythonModel:
         values = tuple(values)
         return self.kept.get(name, values, lambda: token_tensors.column(values, dtype))
 
-    def word_lists(self, name: str, rows: list[tuple[str, ...]]) -> Any:
-        """The words of each row as token ids, [B, 2, W]."""
+    def end_id_lists(self, rows: list[tuple[int, ...]]) -> list[Any]:
+        """The tensor end_ids, where a row has several or none."""
+        if all(len(ids) == 1 for ids in rows):
+            return []
+        return [self.kept.get("end_ids", tuple(rows), lambda: token_tensors.end_id_lists(rows))]
+
+    def word_lists(self, name: str, rows: list[list[list[int]]]) -> Any:
+        """The words of each row, token ids, as [B, 2, W]."""
         if not any(rows):
-            return self.kept.get(name, (len(rows),), lambda: token_tensors.word_lists([[]] * len(rows)))
-        return pb_utils.Tensor(name, token_tensors.word_lists([self.prompts.word_sequences(words) for words in rows]))
+            return self.kept.get(name, (len(rows),), lambda: token_tensors.word_lists(rows))
+        return pb_utils.Tensor(name, token_tensors.word_lists(rows))

@@ -115,6 +115,16 @@ def row_prefix(index: int, count: int) -> str:
     return f"row {index}: " if count > 1 else ""
 
 
+def check_tokens(prompt: Sequence[int], limits: PromptLimits) -> None:
+    """Raise FieldError for a prompt with a token that the tokenizer has and the model lacks."""
+    largest = max(prompt, default=0)
+    if largest >= limits.vocab_size:
+        raise FieldError(
+            f"text_input has the token {largest}; it must have only tokens of the model's vocabulary, from 0 to "
+            f"{limits.vocab_size - 1}: the tokenizer has more"
+        )
+
+
 def new_token_limit(row: RowFields, prompt_length: int, limits: PromptLimits) -> int:
     """The most tokens to generate behind a prompt of `prompt_length` tokens; raises FieldError where they do not fit.
 

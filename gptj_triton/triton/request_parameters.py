@@ -53,7 +53,7 @@ def check_parameters(parameters_json: str) -> list[str]:
 @functools.lru_cache(1024)
 def nearest_field(name: str) -> str | None:
     """The field that `name` must mean: written in another way, known by that name elsewhere, or misspelt."""
-    if name in BY_TENSOR:
+    if name in BY_TENSOR and BY_TENSOR[name].name:
         return BY_TENSOR[name].name
     snake = re.sub(r"[^A-Za-z0-9]+|(?<=[a-z0-9])(?=[A-Z])", "_", name).strip("_").lower()
     squeezed = snake.replace("_", "")

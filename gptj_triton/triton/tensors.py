@@ -117,9 +117,13 @@ def _read_row(tensors: Tensors, index: int, model: Welcome) -> Row:
     start = scalar("start_id", model.start_id)
     _check_range("start_id", start, model.limits.vocab_size - 1)
     prompt = padded[:length].tolist() or [start]
-    values: dict[str, Any] = {"end_id": model.end_id}
-    values |= {name: scalar(name, 0) for name in SCALARS if name in tensors}
+    values: dict[str, Any] = {name: scalar(name, 0) for name in SCALARS if name in tensors}
+    if "end_ids" in tensors:  # end_id fills what is behind the sequence then
+        end_ids = tuple(dict.fromkeys(token for token in tensors["end_ids"][index].tolist() if token != -1))
+    else:
+        end_ids = (scalar("end_id", 0),) if "end_id" in tensors else model.end_ids
     params = SamplingParams(
+        end_ids=end_ids,
         bad_words_list=_read_words(tensors, "bad_words_list", index),
         stop_words_list=_read_words(tensors, "stop_words_list", index),
         stop_strings=tuple(filter(None, tensors["stop_strings"][index].tolist())) if "stop_strings" in tensors else (),
@@ -144,13 +148,14 @@ def _check(prompt: list[int], params: SamplingParams, limits: Limits) -> None:
         ("input_ids", (prompt,)),
         ("bad_words_list", params.bad_words_list),
         ("stop_words_list", params.stop_words_list),
+        ("end_id", (params.end_ids,) if params.end_ids else ()),
     ):
         for token in (end for word in words for end in (min(word), max(word))):
             if not 0 <= token <= last:
                 raise InvalidRequestError(name, token, vocabulary)
     room = context - len(prompt)
     _check_range("request_output_len", params.request_output_len, room, f", what the prompt leaves of {context}")
-    most = {"min_length": params.request_output_len, "end_id": last, "beam_width": limits.max_sequences}
+    most = {"min_length": params.request_output_len, "beam_width": limits.max_sequences}
     for name in SCALARS:
         _check_range(name, getattr(params, name), most.get(name, math.inf))
     pages = params.most_pages(len(prompt), limits.page_size)

@@ -27,6 +27,12 @@ def seeds(given: Sequence[int | None]) -> NDArray[np.uint64]:
     return np.array(drawn, dtype=np.uint64)[:, np.newaxis]
 
 
+def end_id_lists(rows: Sequence[Sequence[int]]) -> NDArray[np.int32]:
+    """The end ids of each row, [B, E] INT32, padded with -1."""
+    width = max(1, *map(len, rows))
+    return np.array([_filled(ids, -1, width) for ids in rows], dtype=np.int32)
+
+
 def word_lists(rows: Sequence[Sequence[Sequence[int]]]) -> NDArray[np.int32]:
     """Banned or stop sequences in FasterTransformer's layout, [B, 2, W] INT32.
 

@@ -23,7 +23,7 @@ class WrittenTokens(NamedTuple):
     ids: NDArray[Any]
     prompt_length: int
     previous_length: int
-    end_id: int
+    end_ids: list[int]
     stop_words: list[bytes]
     reason: str
     with_prompt: bool
@@ -62,8 +62,9 @@ def _read_row(tensors: Tensors, vocab_size: int | None) -> list[WrittenTokens]:
     if prompt_length > min(lengths):
         allowed = f"0 to {min(lengths)}, the shortest sequence_length"
         raise InvalidRequestError("input_lengths", prompt_length, allowed)
-    if vocab_size is not None and end_id >= vocab_size:
-        raise InvalidRequestError("end_id", end_id, f"token ids from 0 to {vocab_size - 1}")
+    end_name, end_ids = ("end_ids", tensors["end_ids"].tolist()) if "end_ids" in tensors else ("end_id", [end_id])
+    if vocab_size is not None and max(end_ids, default=-1) >= vocab_size:
+        raise InvalidRequestError(end_name, max(end_ids), f"token ids from 0 to {vocab_size - 1}")
     previous = tensors["previous_length"].tolist() if "previous_length" in tensors else [prompt_length] * len(lengths)
     for before, length in zip(previous, lengths, strict=True):
         if not prompt_length <= before <= length:
@@ -73,7 +74,7 @@ def _read_row(tensors: Tensors, vocab_size: int | None) -> list[WrittenTokens]:
     stop_words = tensors["stop_words"].tolist() if "stop_words" in tensors else []
     with_prompt = "exclude_input_in_output" in tensors and not tensors["exclude_input_in_output"].item()
     return [
-        WrittenTokens(sequence[:length], prompt_length, before, end_id, stop_words, _text(reason), with_prompt)
+        WrittenTokens(sequence[:length], prompt_length, before, end_ids, stop_words, _text(reason), with_prompt)
         for sequence, length, before, reason in zip(ids, lengths, previous, reasons, strict=True)
     ]
 

@@ -41,7 +41,7 @@ def requests() -> list[tuple[list[int], SamplingParams]]:
     made = []
     for number in range(24):
         prompt = chance.choices(range(END), k=chance.choice([1, 2, 16, 17, 60, 130, 300]))
-        fields: dict[str, Any] = {"request_output_len": chance.randint(1, 60), "end_id": END}
+        fields: dict[str, Any] = {"request_output_len": chance.randint(1, 60), "end_ids": (END,)}
         if number % 3 == 1:
             fields |= {"runtime_top_k": chance.choice([0, 5, 50]), "runtime_top_p": 0.9, "random_seed": number}
         if number % 6 == 2:
@@ -90,7 +90,7 @@ def test_no_kernel_is_compiled_once_the_engine_is_there() -> None:
     chance = random.Random(3)
     for count in (1, 2, 3, 5, 17, 18, 40):  # prompts a step, in buckets and beyond
         prompts = [chance.choices(range(END), k=chance.randint(20, 90)) for _ in range(count)]
-        run(engine, [(prompt, SamplingParams(request_output_len=3, end_id=END)) for prompt in prompts])
+        run(engine, [(prompt, SamplingParams(request_output_len=3, end_ids=(END,))) for prompt in prompts])
     run(engine, requests())
     assert compiled_kernels() == before
 
@@ -111,7 +111,7 @@ def test_greedy_tokens_are_those_of_transformers_but_for_near_ties() -> None:
     engine = load_engine(EngineConfig(str(STORYTELLER), data_type="fp16", device="cuda", kv_cache_gib=2.0))
     chance = random.Random(2)
     prompts = [chance.choices(range(END), k=chance.randint(1, 200)) for _ in range(32)]
-    found = run(engine, [(prompt, SamplingParams(request_output_len=64, end_id=END)) for prompt in prompts])
+    found = run(engine, [(prompt, SamplingParams(request_output_len=64, end_ids=(END,))) for prompt in prompts])
     half, exact = (
         transformers.AutoModelForCausalLM.from_pretrained(STORYTELLER, dtype=dtype).cuda().eval()
         for dtype in (torch.float16, torch.float32)
@@ -159,7 +159,7 @@ def three_steps(model: gpu_model.GpuModel | model_rank.ModelRank) -> torch.Tenso
     """Logits [12, V] of four prompts and of two steps that decode, with fixed tokens."""
     model.allocate(64)
     pool = PagePool(64, PAGE_SIZE)
-    params = SamplingParams(request_output_len=4, end_id=END)
+    params = SamplingParams(request_output_len=4, end_ids=(END,))
     sequences = [Sequence(None, [7 * row + column for column in range(20 + 30 * row)], params) for row in range(4)]
     logits = []
     for number in range(3):

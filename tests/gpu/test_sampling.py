@@ -64,11 +64,13 @@ EXTRAS: list[dict[str, Any]] = [
     {"bad_words_list": ((2,), (5,), (77,))},
     {"bad_words_list": ((9,),), "frequency_penalty": 3.0, "min_length": 3},
     {"min_length": 2},
+    {"min_length": 2, "end_ids": (11, 3, 299, 12)},
+    {"min_length": 2, "end_ids": ()},
 ]
 
 
 def params(**fields: Any) -> SamplingParams:
-    return SamplingParams(**({"request_output_len": 100, "end_id": 11, "is_return_log_probs": True} | fields))
+    return SamplingParams(**dict[str, Any](request_output_len=100, end_ids=(11,), is_return_log_probs=True) | fields)
 
 
 def make(how: list[SamplingParams], chance: random.Random, vocab: int = VOCAB) -> list[Sequence]:
@@ -194,7 +196,7 @@ def test_greedy_rows_get_the_lowest_of_the_best_ids_whatever_else_runs(work: Wor
 @pytest.mark.parametrize("vocab", [1, 5, 65, 1000])
 def test_any_size_of_vocabulary_will_do(vocab: int) -> None:
     chance = random.Random(vocab)
-    how = [params(random_seed=row, end_id=0, **kind) for row, kind in enumerate(KINDS[1::2])]
+    how = [params(random_seed=row, end_ids=(0,), **kind) for row, kind in enumerate(KINDS[1::2])]
     sequences = make(how, chance, vocab)
     state = state_for(sequences, len(how), vocab)
     expect_the_same(make_logits(len(how), 0, vocab=vocab), sequences, state)
@@ -263,6 +265,19 @@ def test_rows_without_a_sequence_are_left_alone() -> None:
     assert (state.whole[0, 2:] == -1).all()
 
 
+@pytest.mark.parametrize("end_ids", [(), (7,), (7, 8), (5, 6, 7, 8)], ids=str)
+def test_no_end_id_is_chosen_before_the_minimum_length(end_ids: tuple[int, ...]) -> None:
+    how = [params(end_ids=end_ids, min_length=2, **kind) for kind in ({}, {"runtime_top_k": 3}, {"runtime_top_p": 1.0})]
+    sequences = make(how, random.Random(11))
+    state = state_for(sequences, 3)
+    for step in range(3):
+        logits = make_logits(3, step)
+        logits[:, list(end_ids)] = 99.0
+        expect_the_same(logits, sequences, state)
+    ended = [[token in end_ids for token in sequence.output] for sequence in sequences]
+    assert ended == [[False, False, bool(end_ids)]] * 3
+
+
 def test_slots_of_sequences_that_ended_are_used_again() -> None:
     state = SamplingState(3, VOCAB, DEVICE, SMALL)
     for step in range(5):
@@ -297,10 +312,13 @@ def test_what_runs_is_what_some_row_asks_for() -> None:
     assert Work.of([params(runtime_top_k=3), params(presence_penalty=1.0)]) == Work(True, True, True)
 
 
-def test_beams_and_bad_words_of_several_tokens_are_the_hosts() -> None:
+def test_beams_bad_words_of_several_tokens_and_many_end_ids_are_the_hosts() -> None:
     assert can_sample_on_device(params(bad_words_list=((1,), (2,)), runtime_top_k=3, frequency_penalty=1.0))
     assert not can_sample_on_device(params(bad_words_list=((1,), (2, 3))))
     assert not can_sample_on_device(params(beam_width=2))
+    assert can_sample_on_device(params(end_ids=(1, 2, 3, 4), min_length=1))
+    assert can_sample_on_device(params(end_ids=(1, 2, 3, 4, 5)))
+    assert not can_sample_on_device(params(end_ids=(1, 2, 3, 4, 5), min_length=1))
 
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="a graph needs a GPU")

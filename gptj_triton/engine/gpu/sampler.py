@@ -1,6 +1,6 @@
 """Chooses tokens on the GPU without waiting for them: the host prepares the next step while this one is computed.
 
-What needs the host (beams, bad words of several tokens) is sampled there, and then no step is launched ahead.
+What needs the host (see `can_sample_on_device`) is sampled there, and then no step is launched ahead.
 """
 
 from __future__ import annotations

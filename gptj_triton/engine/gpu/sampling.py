@@ -1,6 +1,6 @@
 """Chooses the next token of every row on the GPU, without the host: `sampler` is the reference, token for token.
 
-Knows the rows' state, nothing of the model. Not here: beams, and bad words of several tokens.
+Knows the rows' state, nothing of the model. Not here: what `can_sample_on_device` says.
 
 A row goes through these kernels, each with one program a row or one a row and chunk of the vocabulary:
 
@@ -26,12 +26,13 @@ from torch import Tensor
 
 from gptj_triton.engine.gpu.sampling_state import (
     DIVISOR,
-    END_ID,
+    END_IDS,
     FIRST_TOP_P,
     FREQUENCY,
     GREEDY,
     LEAST_TOP_P,
     LOG_MIN_P,
+    MOST_END_IDS,
     POSITION,
     PRESENCE,
     REPETITION,
@@ -209,9 +210,9 @@ def _prepare_kernel(
             penalised = penalised - presence - frequency * count.to(tl.float32)
             x = tl.where(count > 0, penalised, x)
             x = tl.where(count < 0, float("-inf"), x)
-    end_id = tl.load(whole + END_ID * R + row)
-    too_early = tl.load(whole + TO_MINIMUM * R + row) > 0
-    x = tl.where((ids == end_id) & too_early, float("-inf"), x)
+    if tl.load(whole + TO_MINIMUM * R + row) > 0:
+        for number in tl.static_range(MOST_END_IDS):
+            x = tl.where(ids == tl.load(whole + (END_IDS + number) * R + row), float("-inf"), x)
     if DRAWS:
         tl.store(logits + row * V + ids, x, mask=inside)
     best = tl.max(x, axis=0)

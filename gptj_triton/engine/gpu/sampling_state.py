@@ -23,11 +23,12 @@ POSITION = tl.constexpr(0)  # tokens of prompt and output; -1 where there is no 
 SEED = tl.constexpr(1)  # the bits of an unsigned number
 GREEDY = tl.constexpr(2)
 TOP_K = tl.constexpr(3)  # 0 keeps all
-END_ID = tl.constexpr(4)
-TO_MINIMUM = tl.constexpr(5)  # tokens to come before the end id may
-SLOT = tl.constexpr(6)  # the row of `counts`; -1 for none
-RESET_ID = tl.constexpr(7)
-NUM_INTS = 8
+TO_MINIMUM = tl.constexpr(4)  # tokens to come before an end id may
+SLOT = tl.constexpr(5)  # the row of `counts`; -1 for none
+RESET_ID = tl.constexpr(6)
+END_IDS = tl.constexpr(7)  # the first of MOST_END_IDS rows; -1 where there are fewer
+MOST_END_IDS = tl.constexpr(4)
+NUM_INTS = 11
 
 # Rows of its real numbers, float64 [NUM_FLOATS, R].
 DIVISOR = tl.constexpr(0)
@@ -87,8 +88,11 @@ class Work:
 
 
 def can_sample_on_device(params: SamplingParams) -> bool:
-    """False for what only the host's sampler does: beams, and bad words of several tokens."""
-    return params.beam_width == 1 and all(len(word) == 1 for word in params.bad_words_list)
+    """False for what only the host's sampler does: beams, bad words of several tokens, and a minimum length with more
+    than MOST_END_IDS end ids.
+    """
+    few_end_ids = params.min_length == 0 or len(params.end_ids) <= MOST_END_IDS.value
+    return params.beam_width == 1 and few_end_ids and all(len(word) == 1 for word in params.bad_words_list)
 
 
 def _needs_counts(params: SamplingParams) -> bool:
@@ -175,10 +179,10 @@ class SamplingState:
             params.random_seed - (1 << 64 if params.random_seed >> 63 else 0),
             int(params.greedy),
             params.top_k if params.top_k < self.vocab_size else 0,
-            params.end_id,
             max(0, params.min_length - len(sequence.output)),
             self._slots.get(sequence, -1),
             params.top_p_reset_ids,
+            *(*params.end_ids, *[-1] * MOST_END_IDS.value)[: MOST_END_IDS.value],
         ]
 
     def _give_slots(self, fresh: list[Sequence]) -> None:

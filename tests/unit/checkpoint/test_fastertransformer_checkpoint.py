@@ -3,6 +3,7 @@ whatever does not fit is refused by file, expected and found."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -164,7 +165,7 @@ def replace(path: Path, old: str, new: str) -> None:
             "rotary_embedding = 3",
             r"config\.ini: rotary_embedding is 3, expected an even number",
         ),
-        ("end_id = 256", "end_id = 255", r"says end_id is 256, but .*config\.ini says 255"),
+        ("end_id = 256", "end_id = 255", r"says end_ids is \(256,\), but .*config\.ini says \(255,\)"),
         ("head_num = 8\n", "", r"config\.ini has no key 'head_num'"),
         ("num_layer = 2", "num_layer = two", r"config\.ini: num_layer is 'two', expected a whole number of 1 or more"),
         ("num_layer = 2", "num_layer = 0", r"config\.ini: num_layer is '0', expected a whole number of 1 or more"),
@@ -191,6 +192,29 @@ def test_what_nvidias_converter_writes_besides_is_understood(two_ranks: Path) ->
     replace(two_ranks / "config.ini", "rotary_embedding = 4", "rotary_embedding = None")
     (two_ranks / "config.json").unlink()
     assert ModelConfig.read(two_ranks, 64).rotary_dim == 8
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [("[256, 7]", (256, 7)), ("None", ()), ("-1", ()), ("0", (0,)), ("301", ())],
+)
+def test_the_end_ids_of_config_ini_are_as_a_converter_wrote_them(
+    written: str, expected: tuple[int, ...], two_ranks: Path
+) -> None:
+    replace(two_ranks / "config.ini", "end_id = 256", f"end_id = {written}")
+    (two_ranks / "config.json").unlink()
+    assert ModelConfig.read(two_ranks, 64).end_ids == expected
+
+
+def test_config_ini_may_have_one_of_several_end_ids(two_ranks: Path) -> None:
+    raw = json.loads((two_ranks / "config.json").read_text())
+    (two_ranks / "config.json").write_text(json.dumps(raw | {"eos_token_id": [256, 7]}))
+    assert ModelConfig.read(two_ranks).end_ids == (256, 7)
+    (two_ranks / "generation_config.json").write_text('{"eos_token_id": [8, 9]}')
+    assert ModelConfig.read(two_ranks).end_ids == (8, 9)
+    replace(two_ranks / "config.ini", "end_id = 256", "end_id = later")
+    with pytest.raises(ConfigError, match=r"config\.ini: end_id is 'later', expected a whole number, a list of them"):
+        ModelConfig.read(two_ranks)
 
 
 def test_a_missing_file_is_refused_by_its_name_and_size(two_ranks: Path) -> None:

@@ -22,7 +22,7 @@ PAGES = 100
 @pytest.mark.parametrize("lengths", [[1], [16, 3, 9], [240, 256], [257, 270], [700, 689]], ids=str)
 def test_the_context_is_summed_in_place_bit_for_bit(lengths: list[int], head_size: int, heads: int) -> None:
     torch.manual_seed(0)
-    config = ModelConfig(100, 1024, heads * head_size, 64, 1, heads, 8, 1e-5, 0, 0)
+    config = ModelConfig(100, 1024, heads * head_size, 64, 1, heads, 8, 1e-5, 0, (0,))
     cache = KVCache(config, PAGES, torch.float32, CPU)
     cache.keys.normal_()
     cache.values.normal_()

@@ -54,7 +54,7 @@ def crowded(tiny: Path) -> Engine:
 
 def search(engine: Engine, prompt: list[int], key: Any = "beams", **fields: Any) -> list[Sequence]:
     """The result of one search on an idle engine."""
-    engine.submit(Sequence(key, prompt, SamplingParams(**({"end_id": END} | fields))))
+    engine.submit(Sequence(key, prompt, SamplingParams(**dict[str, Any](end_ids=(END,)) | fields)))
     ended: list[list[Sequence]] = []
     while engine.busy:
         ended += engine.step()
@@ -133,14 +133,35 @@ def test_beams_of_the_embedded_model_are_those_of_transformers(engine: Engine, r
         do_sample=False,
         pad_token_id=4095,
     )
-    found = search(engine, prompt, end_id=4095, request_output_len=30, beam_width=4)
+    found = search(engine, prompt, end_ids=(4095,), request_output_len=30, beam_width=4)
     assert [beam.output for beam in found] == [row[21:].tolist() for row in expected]
+
+
+def test_beams_that_several_end_ids_end_leave_as_many_that_go_on(engine: Engine, reference: Any) -> None:
+    prompt = [2167, 716, 258, 515]
+    free = search(engine, prompt, end_ids=(4095,), request_output_len=12, beam_width=4)
+    end_ids = [4095, *dict.fromkeys(beam.output[place] for place in (2, 3, 5) for beam in free)]
+    expected = reference.generate(
+        torch.tensor([prompt]),
+        max_new_tokens=12,
+        num_beams=4,
+        num_return_sequences=4,
+        length_penalty=0.0,
+        early_stopping="never",
+        do_sample=False,
+        eos_token_id=end_ids,
+        pad_token_id=4095,
+    )
+    found = search(engine, prompt, end_ids=tuple(end_ids), request_output_len=12, beam_width=4)
+    for beam, row in zip(found, expected[:, len(prompt) :].tolist(), strict=True):
+        assert beam.output == row[: len(beam.output)]
+        assert set(row[len(beam.output) :]) <= {4095}
 
 
 def test_a_search_among_others_finds_what_it_finds_alone(engine: Engine, storyteller: Path) -> None:
     """Also when the KV cache is so small that beams are preempted, and their prompts are equal."""
     prompts = [random.Random(number % 6).choices(range(4000), k=20) for number in range(12)]
-    fields: dict[str, Any] = {"end_id": 4095, "request_output_len": 70, "min_length": 70}
+    fields: dict[str, Any] = {"end_ids": (4095,), "request_output_len": 70, "min_length": 70}
     alone = [search(engine, prompt, beam_width=3, **fields) for prompt in prompts[:6]]
     small = load_engine(EngineConfig(str(storyteller), device="cpu", kv_cache_gib=0.0123, step_tokens=24))
     for number, prompt in enumerate(prompts):
@@ -188,7 +209,7 @@ def test_a_search_that_stops_early_misses_nothing(len_penalty: float, least_earl
     stopped_early = 0
     for seed in range(200):
         width, most = 2 + seed % 3, 9
-        how = SamplingParams(request_output_len=most, end_id=END, beam_width=width, len_penalty=len_penalty)
+        how = SamplingParams(request_output_len=most, end_ids=(END,), beam_width=width, len_penalty=len_penalty)
         search = BeamSearch(how)
         beams = [Sequence("beams", [], how)]
         while beams:
@@ -205,7 +226,7 @@ def test_beams_share_the_pages_of_their_prompt(engine: Engine) -> None:
     prompt = random.Random(9).choices(range(4000), k=160)
     pool = engine.scheduler.pool
     free = pool.num_free
-    engine.submit(Sequence("beams", prompt, SamplingParams(request_output_len=20, end_id=4095, beam_width=8)))
+    engine.submit(Sequence("beams", prompt, SamplingParams(request_output_len=20, end_ids=(4095,), beam_width=8)))
     used = 0
     while engine.busy:
         engine.step()
@@ -226,9 +247,9 @@ def test_the_diversity_rate_changes_the_choice_and_not_the_log_probabilities(
 
 
 def test_a_stop_word_ends_a_beam_and_the_others_go_on(tiny_engine: Engine) -> None:
-    free = search(tiny_engine, [1, 2], request_output_len=6, beam_width=4, end_id=END)
+    free = search(tiny_engine, [1, 2], request_output_len=6, beam_width=4, end_ids=(END,))
     word = tuple(free[0].output[1:3])
-    stopped = search(tiny_engine, [1, 2], request_output_len=6, beam_width=4, end_id=END, stop_words_list=(word,))
+    stopped = search(tiny_engine, [1, 2], request_output_len=6, beam_width=4, end_ids=(END,), stop_words_list=(word,))
     for beam in stopped:
         places = [i for i in range(len(beam.output) - 1) if tuple(beam.output[i : i + 2]) == word]
         assert places in ([], [len(beam.output) - 2])
@@ -237,7 +258,7 @@ def test_a_stop_word_ends_a_beam_and_the_others_go_on(tiny_engine: Engine) -> No
 
 def test_a_cancelled_search_answers_with_what_there_is_and_frees_its_pages(engine: Engine) -> None:
     free = engine.scheduler.pool.num_free
-    engine.submit(Sequence("beams", [1, 2, 3], SamplingParams(request_output_len=50, end_id=4095, beam_width=4)))
+    engine.submit(Sequence("beams", [1, 2, 3], SamplingParams(request_output_len=50, end_ids=(4095,), beam_width=4)))
     for _ in range(5):
         engine.step()
     beams = engine.cancel("beams")
@@ -260,7 +281,7 @@ def test_equal_prompts_are_computed_once(engine: Engine, monkeypatch: pytest.Mon
     monkeypatch.setattr(engine.scheduler, "schedule", counted)
     free = pool.num_free
     for number in range(8):
-        how = SamplingParams(request_output_len=4, end_id=4095, runtime_top_p=0.9, random_seed=number)
+        how = SamplingParams(request_output_len=4, end_ids=(4095,), runtime_top_p=0.9, random_seed=number)
         engine.submit(Sequence(number, prompt, how))
     while engine.busy:
         engine.step()
@@ -270,7 +291,7 @@ def test_equal_prompts_are_computed_once(engine: Engine, monkeypatch: pytest.Mon
 
 
 def test_a_page_is_shared_only_behind_the_same_prefix(engine: Engine) -> None:
-    how = SamplingParams(request_output_len=2, end_id=4095)
+    how = SamplingParams(request_output_len=2, end_ids=(4095,))
     pages = {letter: [token] * 16 for token, letter in enumerate("abcd", start=70)}
     for key, missing in (("ab", 33), ("cd", 33), ("cb", 17), ("ab", 1)):
         engine.submit(Sequence(key, [token for letter in key for token in pages[letter]] + [9], how))
@@ -283,7 +304,7 @@ def test_a_page_is_shared_only_behind_the_same_prefix(engine: Engine) -> None:
 
 def test_a_prefix_that_nobody_uses_any_more_is_still_shared_until_its_pages_are_needed(engine: Engine) -> None:
     prompt = random.Random(60).choices(range(4000), k=64)
-    how = SamplingParams(request_output_len=2, end_id=4095)
+    how = SamplingParams(request_output_len=2, end_ids=(4095,))
     first = Sequence("first", prompt + [7], how)
     second = Sequence("second", prompt + [8], how)
     engine.submit(first)
@@ -334,7 +355,7 @@ def test_any_mix_of_searches_and_cancellations_ends_each_request_once_and_loses_
     while step <= 20 or crowded.busy:
         for key, request in enumerate(requests):
             if request.at == step:
-                how = SamplingParams(request_output_len=request.new, end_id=END, beam_width=request.width)
+                how = SamplingParams(request_output_len=request.new, end_ids=(END,), beam_width=request.width)
                 crowded.submit(Sequence(key, [key % END] * request.prompt, how))
             if request.cancelled_at == step and (cancelled := crowded.cancel(key)):
                 assert len(cancelled) in (1, request.width)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def test_a_bad_value_is_refused_with_what_is_allowed(name: str, value: str, mess
 def test_the_shape_of_a_checkpoint_is_read_from_its_configuration(tmp_path: Path) -> None:
     config = model_config(tmp_path, n_inner=None, layer_norm_epsilon=1e-3, eos_token_id=255)
     assert (config.hidden_size, config.inner_size, config.head_size, config.rotary_dim) == (96, 384, 32, 16)
-    assert (config.context_length, config.layer_norm_eps, config.start_id, config.end_id) == (64, 1e-3, 256, 255)
+    assert (config.context_length, config.layer_norm_eps, config.start_id, config.end_ids) == (64, 1e-3, 256, (255,))
     assert model_config(tmp_path, n_inner=100).inner_size == 100
 
 
@@ -132,12 +133,14 @@ def test_a_null_rotary_dim_turns_the_whole_head_of_a_gptj_and_means_nothing_to_c
 @pytest.mark.parametrize("model_type", ["gptj", "codegen"])
 def test_a_configuration_that_is_written_says_what_was_read(model_type: str, tmp_path: Path) -> None:
     config = model_config(tmp_path, model_type=model_type, n_head=4)
-    (tmp_path / "config.json").write_text(json.dumps(config.to_huggingface()))
-    assert ModelConfig.from_huggingface(tmp_path) == config
+    for end_ids in (config.end_ids, (7, 8), ()):
+        written = replace(config, end_ids=end_ids)
+        (tmp_path / "config.json").write_text(json.dumps(written.to_huggingface()))
+        assert ModelConfig.from_huggingface(tmp_path) == written
     assert config.model_type == AutoConfig.from_pretrained(tmp_path).model_type == model_type
 
 
-@pytest.mark.parametrize("key", ["vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "eos_token_id"])
+@pytest.mark.parametrize("key", ["vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "bos_token_id"])
 def test_a_missing_key_is_refused_by_its_name(key: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({name: value for name, value in RAW.items() if name != key}))
     with pytest.raises(ConfigError, match=f"config.json has no key '{key}'"):
@@ -153,7 +156,7 @@ def test_a_missing_or_broken_configuration_is_refused_by_its_path(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("n_embd", "wide"), ("n_layer", None), ("eos_token_id", [1, 2]), ("n_head", 0)]
+    ("key", "value"), [("n_embd", "wide"), ("n_layer", None), ("eos_token_id", [1, "2"]), ("n_head", 0)]
 )
 def test_a_value_of_the_wrong_type_is_refused_by_its_key(key: str, value: object, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=key):

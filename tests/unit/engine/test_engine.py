@@ -23,7 +23,7 @@ LENGTHS = [1, 2, 15, 16, 17, 100, 500]
 
 
 def params(**fields: Any) -> SamplingParams:
-    return SamplingParams(**({"request_output_len": 24, "end_id": END} | fields))
+    return SamplingParams(**dict[str, Any](request_output_len=24, end_ids=(END,)) | fields)
 
 
 def random_prompt(length: int, seed: int = 0) -> list[int]:
@@ -75,7 +75,7 @@ def mixed_requests(count: int, longest: int, stop_strings: list[bytes]) -> list[
         {"runtime_top_p": 1.0, "repetition_penalty": 1.3},
         {"presence_penalty": 0.7, "frequency_penalty": 0.3},
         {"runtime_top_p": 0.95, "top_p_decay": 0.9, "top_p_min": 0.1, "top_p_reset_ids": 14},
-        {"min_length": 8, "end_id": 14},
+        {"min_length": 8, "end_ids": (14,)},
         {"runtime_top_k": 50, "bad_words_list": ((13,), (259, 718)), "stop_strings": tuple(stop_strings)},
     ]
     return [
@@ -164,7 +164,7 @@ def test_a_request_can_fill_the_context_to_its_last_token(small_engine: Engine) 
 def test_the_end_id_is_the_last_token_of_what_it_ends(engine: Engine) -> None:
     free = alone(engine, random_prompt(5), params()).output
     end = free[6]
-    sequence = alone(engine, random_prompt(5), params(end_id=end))
+    sequence = alone(engine, random_prompt(5), params(end_ids=(end,)))
     assert sequence.output == free[: free.index(end) + 1]
     assert sequence.finish_reason == "stop"
 
@@ -173,7 +173,7 @@ def test_the_end_id_is_never_chosen_before_the_minimum_length(engine: Engine, re
     prompt = random_prompt(5)
     end = alone(engine, prompt, params()).output[2]
     for least in (1, 2, 3, 24):
-        sequence = alone(engine, prompt, params(end_id=end, min_length=least))
+        sequence = alone(engine, prompt, params(end_ids=(end,), min_length=least))
         assert sequence.output == greedy_of(reference, prompt, eos_token_id=end, min_new_tokens=least)
         assert end not in sequence.output[:least]
 

@@ -45,7 +45,7 @@ def test_a_histogram_that_nobody_reads_stops_growing() -> None:
 def test_an_engine_counts_its_tokens_and_the_sequences_of_its_steps(engine: Engine, beam_width: int) -> None:
     engine.metrics.take()
     before = engine.metrics.generated_tokens
-    params = SamplingParams(request_output_len=5, min_length=5, end_id=0, beam_width=beam_width)
+    params = SamplingParams(request_output_len=5, min_length=5, end_ids=(0,), beam_width=beam_width)
     engine.submit(Sequence("counted", [300, 301], params))
     while engine.busy:
         engine.step()

@@ -112,7 +112,7 @@ def requests(seed: int) -> list[tuple[int, list[int], SamplingParams]]:
         prompt = shared[: chance.choice([0, 16, 33, 40])] + chance.choices(range(END), k=chance.randint(1, 20))
         params = SamplingParams(
             request_output_len=chance.randint(1, 50),
-            end_id=chance.choice([END, chance.randrange(END)]),
+            end_ids=(chance.choice([END, chance.randrange(END)]),),
             runtime_top_k=chance.choice([0, 0, 3, 50]),
             runtime_top_p=chance.choice([0.0, 0.9]),
             random_seed=chance.getrandbits(64),

@@ -24,7 +24,7 @@ PROMPT = [0, 1, 1, 6, 6, 6, 8]
 
 
 def params(**fields: Any) -> SamplingParams:
-    return SamplingParams(**({"request_output_len": DRAWS, "end_id": END} | fields))
+    return SamplingParams(**dict[str, Any](request_output_len=DRAWS, end_ids=(END,)) | fields)
 
 
 def draw(how: list[SamplingParams], prompts: list[list[int]], logits: Tensor = LOGITS) -> list[int]:
@@ -231,7 +231,7 @@ def test_the_decayed_top_p_is_what_the_sampler_uses() -> None:
 
 
 def test_a_beam_is_offered_twice_as_many_tokens_as_there_are_beams_best_first() -> None:
-    how = SamplingParams(request_output_len=4, end_id=END, beam_width=3, temperature=0.5)
+    how = SamplingParams(request_output_len=4, end_ids=(END,), beam_width=3, temperature=0.5)
     [choices] = sample(LOGITS[None].clone(), [Sequence(0, PROMPT, how)])
     log_probs = torch.log_softmax(LOGITS / (0.5 + 1e-6), dim=-1)
     best = log_probs.topk(6)

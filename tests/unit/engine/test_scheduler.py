@@ -24,7 +24,7 @@ def make_scheduler(num_pages: int = 64, step_tokens: int = 8, max_sequences: int
 
 def sequence(key: int, prompt: int, new: int = 4) -> Sequence:
     own_tokens = range(1000 * key, 1000 * key + prompt)  # so that no two sequences share a page
-    return Sequence(key, list(own_tokens), SamplingParams(request_output_len=new, end_id=END))
+    return Sequence(key, list(own_tokens), SamplingParams(request_output_len=new, end_ids=(END,)))
 
 
 def compute(scheduler: Scheduler) -> tuple[list[Scheduled], list[Sequence]]:
@@ -135,7 +135,7 @@ def test_a_prompt_that_waits_for_pages_halfway_is_not_overtaken() -> None:
 
 def test_a_search_is_admitted_only_where_all_of_its_beams_may_run() -> None:
     scheduler = make_scheduler(max_sequences=4)
-    search = Sequence(2, [1, 2, 3], SamplingParams(request_output_len=4, end_id=END, beam_width=3))
+    search = Sequence(2, [1, 2, 3], SamplingParams(request_output_len=4, end_ids=(END,), beam_width=3))
     for waiting in (sequence(1, prompt=3, new=9), sequence(3, prompt=3, new=2), search):
         scheduler.add(waiting)
     keys = [set(shares(compute(scheduler)[0])) for _ in range(3)]

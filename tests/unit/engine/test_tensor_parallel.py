@@ -33,10 +33,10 @@ from gptj_triton.process.messages import Finished, Result
 END = 256
 EIGHT_HEADS = {"n_embd": 128, "n_head": 8, "rotary_dim": 8, "n_inner": 200, "n_positions": 128}
 REQUESTS = [
-    SamplingParams(request_output_len=40, end_id=END, is_return_log_probs=True),
-    SamplingParams(request_output_len=30, end_id=END, is_return_log_probs=True, repetition_penalty=1.3),
-    SamplingParams(request_output_len=30, end_id=END, is_return_log_probs=True, runtime_top_k=40, random_seed=7),
-    SamplingParams(request_output_len=12, end_id=END, is_return_log_probs=True, beam_width=4),
+    SamplingParams(request_output_len=40, end_ids=(END,), is_return_log_probs=True),
+    SamplingParams(request_output_len=30, end_ids=(END,), is_return_log_probs=True, repetition_penalty=1.3),
+    SamplingParams(request_output_len=30, end_ids=(END,), is_return_log_probs=True, runtime_top_k=40, random_seed=7),
+    SamplingParams(request_output_len=12, end_ids=(END,), is_return_log_probs=True, beam_width=4),
 ]
 
 # A frontend does not wait for the engine that it started: it may have to leave it to other frontends.
@@ -185,7 +185,7 @@ def test_a_number_of_ranks_that_does_not_divide_the_heads_is_refused(eight_heads
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_rank_that_is_killed_takes_the_others_along_and_a_new_engine_serves(eight_heads: Path, victim: int) -> None:
     answers: queue.Queue[Answer] = queue.Queue()
-    long = SamplingParams(request_output_len=120, end_id=END, min_length=120)
+    long = SamplingParams(request_output_len=120, end_ids=(END,), min_length=120)
     with frontend_to(eight_heads, ranks=2) as frontend:
         old = ranks_of(frontend)
         began = threading.Event()

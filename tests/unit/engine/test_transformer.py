@@ -47,7 +47,7 @@ class Steps:
         self.cache = KVCache(self.config, num_pages, torch.float32, CPU)
 
     def sequence(self, tokens: list[int]) -> Sequence:
-        return Sequence(0, tokens, SamplingParams(request_output_len=1, end_id=0))
+        return Sequence(0, tokens, SamplingParams(request_output_len=1, end_ids=(0,)))
 
     @torch.inference_mode()
     def compute(self, *chunks: tuple[Sequence, int]) -> dict[int, Tensor]:
@@ -110,7 +110,7 @@ def test_200_greedy_tokens_equal_those_of_transformers(
     checkpoint = make_checkpoint(**shape)
     engine = load_engine(EngineConfig(str(checkpoint), device="cpu", kv_cache_gib=0.05))
     prompt = random_tokens(9, 256)
-    params = SamplingParams(request_output_len=200, end_id=engine.model_config.end_id, min_length=200)
+    params = SamplingParams(request_output_len=200, end_ids=engine.model_config.end_ids, min_length=200)
     sequence = Sequence(0, prompt, params)
     engine.submit(sequence)
     while engine.busy:

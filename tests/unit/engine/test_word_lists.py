@@ -17,7 +17,7 @@ STRINGS = st.lists(st.text("ab", min_size=1, max_size=5).map(str.encode), max_si
 
 
 def params(**fields: Any) -> SamplingParams:
-    return SamplingParams(request_output_len=1000, end_id=5, **fields)
+    return SamplingParams(request_output_len=1000, end_ids=(5,), **fields)
 
 
 def ends_with(tokens: list[int], word: tuple[int, ...]) -> bool:

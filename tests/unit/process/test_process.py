@@ -27,8 +27,8 @@ from gptj_triton.process.directory import EngineDirectory, server_directory
 from gptj_triton.process.messages import Finished, TokenDelta
 from gptj_triton.triton.cancel_reports import CancelReports
 
-LONG = SamplingParams(request_output_len=900, end_id=256, min_length=900)
-SHORT = SamplingParams(request_output_len=5, end_id=256, min_length=5)
+LONG = SamplingParams(request_output_len=900, end_ids=(256,), min_length=900)
+SHORT = SamplingParams(request_output_len=5, end_ids=(256,), min_length=5)
 FRONTEND = """
 import sys
 from gptj_triton.process.client import EngineClient
@@ -36,7 +36,7 @@ from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.sampling_params import SamplingParams
 frontend = EngineClient(EngineConfig.from_json(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
 for _ in range(int(sys.argv[4])):
-    frontend.submit([1, 2], SamplingParams(request_output_len=900, end_id=256, min_length=900), lambda answer: None)
+    frontend.submit([1, 2], SamplingParams(request_output_len=900, end_ids=(256,), min_length=900), lambda answer: None)
 print(frontend.engine_info.engine_pid, flush=True)
 sys.stdin.read()
 frontend.close()
@@ -181,7 +181,7 @@ def test_two_frontends_share_one_engine_that_ends_after_the_last_one(
 def test_a_streamed_request_gets_its_tokens_as_they_come_at_either_frontend(
     open_frontend: Callable[..., EngineClient], mailbox: Mailbox
 ) -> None:
-    params = SamplingParams(request_output_len=30, end_id=256, min_length=30, is_return_log_probs=True)
+    params = SamplingParams(request_output_len=30, end_ids=(256,), min_length=30, is_return_log_probs=True)
     deltas: dict[str, list[TokenDelta]] = {"first": [], "second": []}
     for name, received in deltas.items():
         open_frontend(name).submit([1, 2, 3], params, mailbox.answers.put, received.append)
@@ -276,7 +276,9 @@ def test_a_frontend_that_was_killed_keeps_neither_the_engine_nor_its_requests_al
         "the engine works for a frontend that is dead",
         10,
     )
-    frontend.submit([1, 2, 3], SamplingParams(request_output_len=50, end_id=256, min_length=50), mailbox.answers.put)
+    frontend.submit(
+        [1, 2, 3], SamplingParams(request_output_len=50, end_ids=(256,), min_length=50), mailbox.answers.put
+    )
     assert len(mailbox.tokens()) == 50
     frontend.close()
     wait_until(lambda: has_ended(pid), "the engine waits for a frontend that is dead")

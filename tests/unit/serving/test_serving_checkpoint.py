@@ -21,16 +21,21 @@ from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.project import PROJECT
 from gptj_triton.serving.checkpoint import Checkpoint, ModelRequest, find_checkpoint
 from gptj_triton.serving.errors import ServeError
+from gptj_triton.text.tokenizer import PromptTokenizer
 
 EMBEDDED = PROJECT / "model_repository" / "fastertransformer" / "1" / "storyteller"
 STAGING = Path("/nowhere/staging")  # of a checkpoint that needs none
 TEXT = "Once upon a time,  there was a fox; he said:\n\t‘Émile!’ 🦊 don't<|endoftext|>"
 
 
-@pytest.fixture
-def slow_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The embedded checkpoint's configuration, with vocab.json and merges.txt instead of tokenizer.json."""
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def slow_tokenizer(tmp_path: Path) -> Path:
+    """The embedded checkpoint's configuration, with vocab.json and merges.txt instead of tokenizer.json."""
     folder = tmp_path / "slow"
     folder.mkdir()
     shutil.copy(EMBEDDED / "config.json", folder)
@@ -51,7 +56,7 @@ def test_without_a_model_the_embedded_one_is_served() -> None:
 
 def test_a_relative_directory_becomes_absolute(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(EMBEDDED.parent)
-    assert find_checkpoint(ModelRequest("storyteller"), Path("/nowhere"), STAGING) == Checkpoint(EMBEDDED, EMBEDDED)
+    assert find_checkpoint(ModelRequest("storyteller"), EMBEDDED, STAGING) == Checkpoint(EMBEDDED, EMBEDDED)
 
 
 @pytest.mark.parametrize("model", ["/no/such/place", "./no-such", "a/b/c", "~/x", ""])
@@ -92,7 +97,9 @@ def test_a_tokenizer_is_made_once_and_again_when_its_sources_change(slow_tokeniz
 
 def test_a_broken_vocabulary_is_one_line(slow_tokenizer: Path) -> None:
     (slow_tokenizer / "vocab.json").write_text("{")
-    with pytest.raises(ServeError, match=f"--model {slow_tokenizer}: vocab.json and merges.txt make no tokenizer: "):
+    with pytest.raises(
+        ServeError, match=f"--model {slow_tokenizer}: no tokenizer can be made of merges.txt, vocab.json: "
+    ):
         find_checkpoint(ModelRequest(str(slow_tokenizer)), EMBEDDED, STAGING)
 
 
@@ -111,7 +118,13 @@ def test_a_fastertransformer_directory_with_all_beside_it_needs_no_option(nvidia
         checkpoint = find_checkpoint(ModelRequest(str(model)), EMBEDDED, staging)
         assert checkpoint == Checkpoint(nvidias / "2-gpu", staging, None)
         assert read_json(staging / "config.json")["n_positions"] == 64
-        assert (staging / "tokenizer.json").read_bytes() == (EMBEDDED / "tokenizer.json").read_bytes()
+        assert_embedded_tokenizer(staging)
+
+
+def assert_embedded_tokenizer(folder: Path) -> None:
+    found, embedded = (Tokenizer.from_file(str(each / "tokenizer.json")) for each in (folder, EMBEDDED))
+    assert found.get_vocab() == embedded.get_vocab()
+    assert found.encode(TEXT).ids == embedded.encode(TEXT).ids
 
 
 def test_what_a_fastertransformer_directory_lacks_is_asked_for_by_its_option(nvidias: Path, tmp_path: Path) -> None:
@@ -124,7 +137,7 @@ def test_what_a_fastertransformer_directory_lacks_is_asked_for_by_its_option(nvi
     assert find_checkpoint(request, EMBEDDED, staging) == Checkpoint(nvidias / "2-gpu", staging, 48)
     staged = read_json(staging / "config.json")
     assert (staged["n_positions"], staged["vocab_size"], staged["eos_token_id"]) == (48, 4096, 256)
-    assert (staging / "tokenizer.json").read_bytes() == (EMBEDDED / "tokenizer.json").read_bytes()
+    assert_embedded_tokenizer(staging)
 
 
 def test_a_hugging_face_directory_takes_another_tokenizer_too(slow_tokenizer: Path, tmp_path: Path) -> None:
@@ -137,16 +150,31 @@ def test_a_hugging_face_directory_takes_another_tokenizer_too(slow_tokenizer: Pa
 def test_options_that_contradict_the_checkpoint_are_refused(nvidias: Path, tmp_path: Path) -> None:
     with pytest.raises(ServeError, match=r"context_length is 48, but .*config\.json says 1024"):
         find_checkpoint(ModelRequest(context_length=48), EMBEDDED, tmp_path / "staging")
-    small = (nvidias / "2-gpu" / "config.ini").read_text().replace("vocab_size = 4096", "vocab_size = 4095")
-    (nvidias / "2-gpu" / "config.ini").write_text(small)
-    with pytest.raises(ServeError, match=r"--tokenizer .*: the tokenizer has the id 4095, but .* vocabulary is 4095"):
-        find_checkpoint(ModelRequest(str(nvidias), str(EMBEDDED), 48), EMBEDDED, tmp_path / "staging")
     with pytest.raises(ServeError, match="--tokenizer /no/such: no such directory"):
         find_checkpoint(ModelRequest(str(nvidias), "/no/such", 48), EMBEDDED, tmp_path / "staging")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "tokenizer.json").write_text("{")
-    with pytest.raises(ServeError, match=r"--tokenizer .*broken: .*tokenizer\.json is no tokenizer: "):
+    with pytest.raises(ServeError, match=r"--tokenizer .*broken: no tokenizer can be made of tokenizer\.json: "):
         find_checkpoint(ModelRequest(str(nvidias), str(tmp_path / "broken"), 48), EMBEDDED, tmp_path / "staging")
+
+
+def test_a_tokenizer_may_have_more_tokens_than_the_model(nvidias: Path, tmp_path: Path) -> None:
+    small = (nvidias / "2-gpu" / "config.ini").read_text().replace("vocab_size = 4096", "vocab_size = 4095")
+    (nvidias / "2-gpu" / "config.ini").write_text(small)
+    find_checkpoint(ModelRequest(str(nvidias), str(EMBEDDED), 48), EMBEDDED, tmp_path / "staging")
+    assert_embedded_tokenizer(tmp_path / "staging")
+    shutil.copy(EMBEDDED / "tokenizer.json", nvidias)
+    find_checkpoint(ModelRequest(str(nvidias), None, 48), EMBEDDED, tmp_path / "beside")
+    assert_embedded_tokenizer(tmp_path / "beside")
+
+
+def test_all_end_ids_reach_preprocessing(tmp_path: Path) -> None:
+    shutil.copytree(EMBEDDED, tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text('{"eos_token_id": [0, 225]}')
+    made = find_checkpoint(ModelRequest(str(tmp_path / "model")), EMBEDDED, STAGING).tokenizer
+    staged = find_checkpoint(ModelRequest(str(tmp_path / "model"), context_length=1024), EMBEDDED, tmp_path / "staged")
+    for folder in (made, staged.tokenizer):
+        assert PromptTokenizer.load(folder).end_ids == (0, 225)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -236,7 +264,8 @@ def test_of_a_hub_model_only_what_is_needed_is_fetched(
 ) -> None:
     url, files, asked = hub
     needed = ["config.json", "tokenizer.json"]
-    files.update(dict.fromkeys([*needed, *weights, "tf_model.h5", "flax_model.msgpack", "README.md"], b"{}"))
+    files.update({name: (EMBEDDED / name).read_bytes() for name in needed})
+    files.update(dict.fromkeys([*weights, "tf_model.h5", "flax_model.msgpack", "README.md"], b"{}"))
     done = find_on(url, tmp_path, "project/tiny")
     assert done.returncode == 0, done.stderr
     assert {path.name for path in Path(done.stdout.strip()).iterdir()} == {*needed, *fetched}

@@ -127,7 +127,7 @@ def pieces(
     found = []
     for number, (previous, length) in enumerate(pairwise(lengths)):
         reason = "length" if number == len(cuts) else ""
-        piece = detokenizer.piece(ids[:length], prompt_length, previous, end, stop_words, reason, with_prompt)
+        piece = detokenizer.piece(ids[:length], prompt_length, previous, [end], stop_words, reason, with_prompt)
         assert bool(piece.finish_reason) == bool(reason)
         found.append(piece.text)
     return found
@@ -144,15 +144,15 @@ def test_pieces_cut_at_any_two_positions_are_the_whole_text(
     """
     ids = [*tokenizer.encode(text).ids, end, end]
     whole = whole_text(detokenizer, ids, end, stop_words)
-    assert detokenizer.piece(ids, 0, 0, end, stop_words, "length").text == whole
-    shown = [detokenizer.piece(ids[:length], 0, 0, end, stop_words).text for length in range(len(ids) + 1)]
+    assert detokenizer.piece(ids, 0, 0, [end], stop_words, "length").text == whole
+    shown = [detokenizer.piece(ids[:length], 0, 0, [end], stop_words).text for length in range(len(ids) + 1)]
     assert "\ufffd" not in whole
     assert all(whole.startswith(text) for text in shown)
     for first in range(num_until_stop(detokenizer, ids, end, stop_words) + 1):
-        rest = detokenizer.piece(ids, 0, first, end, stop_words, "length")
+        rest = detokenizer.piece(ids, 0, first, [end], stop_words, "length")
         assert shown[first] + rest.text == whole
         for second in range(first, len(ids) + 1):
-            assert shown[first] + detokenizer.piece(ids[:second], 0, first, end, stop_words).text == shown[second]
+            assert shown[first] + detokenizer.piece(ids[:second], 0, first, [end], stop_words).text == shown[second]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -173,7 +173,7 @@ def test_pieces_of_any_tokens_are_the_whole_text(
     cuts = data.draw(st.lists(st.integers(len(prompt), last_cut), max_size=6))
     with_prompt = data.draw(st.booleans())
     ids = [*prompt, *new]
-    whole = detokenizer.piece(ids, len(prompt), len(prompt), end, stop_words, "length", with_prompt).text
+    whole = detokenizer.piece(ids, len(prompt), len(prompt), [end], stop_words, "length", with_prompt).text
     if not with_prompt:
         assert whole == whole_text(detokenizer, new, end, stop_words)
     assert "".join(pieces(detokenizer, ids, cuts, len(prompt), end, stop_words, with_prompt)) == whole
@@ -186,15 +186,15 @@ def test_what_is_whole_is_shown_at_once(
 ) -> None:
     ids = tokenizer.encode(text).ids
     kept = data.draw(st.integers(0, len(ids)))
-    shown = detokenizer.piece(ids[:kept], 0, 0, end, [b"\xff\xff"]).text
+    shown = detokenizer.piece(ids[:kept], 0, 0, [end], [b"\xff\xff"]).text
     assert shown == without_cut_character(detokenizer.new_bytes(ids[:kept]))
 
 
 def test_only_what_may_become_a_stop_word_waits(detokenizer: Detokenizer, tokenizer: Tokenizer, end: int) -> None:
     ids = [id_of(tokenizer, letter) for letter in "aaabc"]
-    shown = [detokenizer.piece(ids[:length], 0, 0, end, [b"aabd"]).text for length in range(1, 6)]
+    shown = [detokenizer.piece(ids[:length], 0, 0, [end], [b"aabd"]).text for length in range(1, 6)]
     assert shown == ["", "", "a", "a", "aaabc"]
-    assert detokenizer.piece(ids[:4], 0, 3, end, [b"aabd"], "length").text == "aab"
+    assert detokenizer.piece(ids[:4], 0, 3, [end], [b"aabd"], "length").text == "aab"
 
 
 def test_a_stop_word_that_is_complete_ends_the_text_whatever_follows(
@@ -203,7 +203,7 @@ def test_a_stop_word_that_is_complete_ends_the_text_whatever_follows(
     ids = [id_of(tokenizer, letter) for letter in "xabcd"]
     stop_words = [b"abcd", b"bc"]
     assert pieces(detokenizer, ids, [1, 2, 3, 4], 0, end, stop_words) == ["x", "", "", "a", ""]
-    assert detokenizer.piece(ids, 0, 0, end, stop_words, "length").text == "xa"
+    assert detokenizer.piece(ids, 0, 0, [end], stop_words, "length").text == "xa"
 
 
 def test_the_prompt_comes_once_with_the_first_new_token(
@@ -221,7 +221,7 @@ def test_a_character_that_begins_in_the_prompt_is_shown_once_it_is_whole(
     detokenizer: Detokenizer, tokenizer: Tokenizer, end: int
 ) -> None:
     ids = ids_of_bytes(tokenizer, "x😀a".encode())
-    shown = [detokenizer.piece(ids[:length], 3, length - 1, end, with_prompt=True).text for length in range(4, 7)]
+    shown = [detokenizer.piece(ids[:length], 3, length - 1, [end], with_prompt=True).text for length in range(4, 7)]
     assert shown == ["x", "😀", "a"]
 
 
@@ -230,7 +230,7 @@ def test_a_special_token_behind_what_is_held_back_changes_nothing(
 ) -> None:
     ids = [*ids_of_bytes(tokenizer, "😀ab".encode()), end, *ids_of_bytes(tokenizer, b"c")]
     other_end, held_back = 10**6, "😀ab".encode()[3:] + b"X"
-    shown = [detokenizer.piece(ids[:length], 0, length - 1, other_end, [held_back]).text for length in range(1, 9)]
+    shown = [detokenizer.piece(ids[:length], 0, length - 1, [other_end], [held_back]).text for length in range(1, 9)]
     assert shown == ["", "", "", "", "", "", "", "😀abc"]
 
 
@@ -238,21 +238,21 @@ def test_a_reason_is_given_once_and_is_that_of_the_whole(
     detokenizer: Detokenizer, tokenizer: Tokenizer, end: int
 ) -> None:
     ids = [*tokenizer.encode("one. two").ids, end]
-    reasons = [detokenizer.piece(ids[:k], 0, k - 1, end).finish_reason for k in range(1, len(ids) + 1)]
+    reasons = [detokenizer.piece(ids[:k], 0, k - 1, [end]).finish_reason for k in range(1, len(ids) + 1)]
     assert set(reasons) == {""}
-    assert detokenizer.piece(ids, 0, 1, end, (), "length").finish_reason == "stop"
-    assert detokenizer.piece(ids[:-1], 0, 1, end, (b".",), "timeout").finish_reason == "stop"
-    assert detokenizer.piece(ids[:-1], 0, 1, end, (), "timeout").finish_reason == "timeout"
+    assert detokenizer.piece(ids, 0, 1, [end], (), "length").finish_reason == "stop"
+    assert detokenizer.piece(ids[:-1], 0, 1, [end], (b".",), "timeout").finish_reason == "stop"
+    assert detokenizer.piece(ids[:-1], 0, 1, [end], (), "timeout").finish_reason == "timeout"
 
 
 def test_each_token_is_counted_once_and_the_end_once(detokenizer: Detokenizer, tokenizer: Tokenizer, end: int) -> None:
     prompt, new = tokenizer.encode("Once").ids, tokenizer.encode("one. two").ids
     ids = [*prompt, *new, end, end]
-    assert detokenizer.piece(ids, len(prompt), len(prompt), end, (), "stop").num_output_tokens == len(new) + 1
+    assert detokenizer.piece(ids, len(prompt), len(prompt), [end], (), "stop").num_output_tokens == len(new) + 1
     for step in (1, 2, 3):
         cuts = [*range(len(prompt), len(ids), step), len(ids)]
         counts = [
-            detokenizer.piece(ids[:now], len(prompt), before, end).num_output_tokens for before, now in pairwise(cuts)
+            detokenizer.piece(ids[:now], len(prompt), before, [end]).num_output_tokens for before, now in pairwise(cuts)
         ]
         assert sum(counts) == len(new) + 1
         assert counts[0] == step

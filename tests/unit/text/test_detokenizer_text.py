@@ -40,7 +40,7 @@ def finish(
     with_prompt: bool = False,
 ) -> Piece:
     """All of a sequence in one response; `reason`: the engine's finish reason, None where it gives none."""
-    return detokenizer.piece(ids, prompt_length, prompt_length, end_id, stop_words, reason or "length", with_prompt)
+    return detokenizer.piece(ids, prompt_length, prompt_length, [end_id], stop_words, reason or "length", with_prompt)
 
 
 def plain(text: str) -> bool:
@@ -106,6 +106,14 @@ def test_the_end_id_and_what_pads_behind_it_are_dropped(
 def test_a_users_own_end_id_ends_the_text_though_it_has_letters(detokenizer: Detokenizer, tokenizer: Tokenizer) -> None:
     (newline,) = tokenizer.encode("\n").ids
     assert finish(detokenizer, tokenizer.encode("one\ntwo").ids, 0, newline).text == "one"
+
+
+def test_the_first_of_several_end_ids_ends_the_text(detokenizer: Detokenizer, tokenizer: Tokenizer) -> None:
+    newline, comma = tokenizer.encode("\n,").ids
+    ids = tokenizer.encode("one,two\nthree").ids
+    for end_ids, text in (([newline, comma], "one"), ([newline, END, -1], "one,two"), ([-1], "one,two\nthree")):
+        piece = detokenizer.piece(ids, 0, 0, end_ids, (), "length")
+        assert (piece.text, piece.finish_reason) == (text, "length" if end_ids == [-1] else "stop")
 
 
 def test_an_end_id_in_the_prompt_ends_nothing(detokenizer: Detokenizer, tokenizer: Tokenizer) -> None:

@@ -22,7 +22,7 @@ def prompts(toy_checkpoint: Path) -> PromptTokenizer:
 
 
 def test_the_limits_come_from_the_checkpoints_config(prompts: PromptTokenizer) -> None:
-    assert (prompts.context_length, prompts.vocab_size, prompts.end_id) == (64, 304, 299)
+    assert (prompts.context_length, prompts.vocab_size, prompts.end_ids) == (64, 304, (299,))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -72,7 +72,7 @@ def test_a_missing_file_stops_the_load_with_its_name(toy_checkpoint: Path, tmp_p
         PromptTokenizer.load(tmp_path)
 
 
-@pytest.mark.parametrize("key", ["n_positions", "vocab_size", "eos_token_id"])
+@pytest.mark.parametrize("key", ["n_positions", "vocab_size"])
 def test_a_config_without_a_number_stops_the_load_with_its_key(toy_checkpoint: Path, tmp_path: Path, key: str) -> None:
     shutil.copytree(toy_checkpoint, tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -91,8 +91,38 @@ def test_a_word_that_begins_with_a_space_gets_no_second_one(prompts: PromptToken
     assert prompts.word_sequences((" time",)) == [prompts.encode(" time")]
 
 
+def test_a_word_has_both_spellings_where_the_tokenizer_puts_a_space_before_a_text(
+    prompts: PromptTokenizer, toy_checkpoint: Path, tmp_path: Path
+) -> None:
+    shutil.copy(toy_checkpoint / "config.json", tmp_path)
+    raw = json.loads((toy_checkpoint / "tokenizer.json").read_text(encoding="utf-8"))
+    raw["pre_tokenizer"]["add_prefix_space"] = True
+    for pre_tokenizer in (raw["pre_tokenizer"], {"type": "Sequence", "pretokenizers": [raw["pre_tokenizer"]]}):
+        (tmp_path / "tokenizer.json").write_text(json.dumps(raw | {"pre_tokenizer": pre_tokenizer}))
+        prefixing = PromptTokenizer.load(tmp_path)
+        assert prefixing.encode("time") == prompts.encode(" time")
+        assert prefixing.word_sequences(("time",)) == prompts.word_sequences(("time",))
+
+
 def test_a_spelling_that_two_words_share_is_listed_once(prompts: PromptTokenizer) -> None:
     assert prompts.word_sequences(("time", " time", "time")) == [prompts.encode("time"), prompts.encode(" time")]
+
+
+def test_words_that_need_tokens_beyond_the_vocabulary_are_left_out(toy_checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copy(toy_checkpoint / "config.json", tmp_path)
+    tokenizer = Tokenizer.from_file(str(toy_checkpoint / "tokenizer.json"))
+    tokenizer.add_tokens([f"<{number}>" for number in range(10)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    prompts = PromptTokenizer.load(tmp_path)
+    assert max(prompts.encode("a<9>")) == 309 >= prompts.vocab_size
+    assert prompts.word_sequences(("<9>", "time")) == prompts.word_sequences(("time",))
+
+
+def test_special_tokens_are_text_where_the_settings_say_so(toy_checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(toy_checkpoint, tmp_path, dirs_exist_ok=True)
+    assert PromptTokenizer.load(tmp_path).encode("<|endoftext|>") == [299]
+    (tmp_path / "tokenizer_config.json").write_text('{"split_special_tokens": true}')
+    assert len(PromptTokenizer.load(tmp_path).encode("<|endoftext|>")) > 1
 
 
 def test_word_lists_follow_fastertransformers_layout() -> None:

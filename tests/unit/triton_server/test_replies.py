@@ -118,7 +118,7 @@ def replies(engine: Engine) -> Iterator[Replies]:
 
 
 def begin(replies: Replies, client: Client, streamed: bool = True, copies: int = 1) -> None:
-    rows = [Row([1, 2], [SamplingParams(request_output_len=500, end_id=9)] * copies)]
+    rows = [Row([1, 2], [SamplingParams(request_output_len=500, end_ids=(9,))] * copies)]
     kind = StreamReply if streamed else Reply
     replies.submit(kind(TENSORS, rows, client), rows, timeout=0.0)
 

@@ -13,6 +13,7 @@ from gptj_triton.triton.request_fields import (
     FieldError,
     PromptLimits,
     RowFields,
+    check_tokens,
     new_token_limit,
     read_fields,
 )
@@ -36,6 +37,15 @@ def arrays(**fields: Any) -> dict[str, Any]:
 def only_row(**fields: Any) -> RowFields:
     (row,) = read_fields(arrays(**fields), LIMITS)
     return row
+
+
+def test_a_prompt_with_a_token_that_the_model_lacks_is_refused() -> None:
+    check_tokens([0, 299], LIMITS)
+    check_tokens([], LIMITS)
+    with pytest.raises(
+        FieldError, match=r"^text_input has the token 300; it must have only tokens of .*, from 0 to 299"
+    ):
+        check_tokens([4, 300, 5], LIMITS)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from gptj_triton.triton.output_tensors import PieceTensors, write_tensors
 from gptj_triton.triton.tensors import SCALARS, derived_seed, read_rows, read_stream, read_timeout
 
 LIMITS = Limits(vocab_size=100, context_length=32, stop_strings=True, num_pages=20, page_size=16, max_sequences=64)
-MODEL = Welcome(engine_pid=1, limits=LIMITS, start_id=98, end_id=99)
+MODEL = Welcome(engine_pid=1, limits=LIMITS, start_id=98, end_ids=(99,))
 
 
 def dtype_of(name: str) -> Any:
@@ -62,12 +62,11 @@ def only_params(tensors: dict[str, NDArray[Any]]) -> SamplingParams:
 def test_absent_optional_tensors_mean_the_defaults() -> None:
     [row] = read_rows(request([1, 2, 3]), MODEL)
     assert row.prompt == [1, 2, 3]
-    assert row.sequences == [SamplingParams(request_output_len=4, end_id=99)]
+    assert row.sequences == [SamplingParams(request_output_len=4, end_ids=(99,))]
 
 
 def test_every_scalar_reaches_the_parameters() -> None:
     given: dict[str, Any] = {
-        "end_id": 7,
         "min_length": 2,
         "runtime_top_k": 5,
         "runtime_top_p": 0.5,
@@ -80,7 +79,7 @@ def test_every_scalar_reaches_the_parameters() -> None:
         "top_p_decay": 0.5,
         "top_p_min": 0.125,
     }
-    assert only_params(request([1], **given)) == SamplingParams(request_output_len=4, **given)
+    assert only_params(request([1], end_id=7, **given)) == SamplingParams(request_output_len=4, end_ids=(7,), **given)
     assert only_params(request([1], top_p_reset_ids=13)).top_p_reset_ids == 13
 
 
@@ -88,7 +87,7 @@ def test_every_scalar_reaches_the_parameters() -> None:
 def test_every_range_ends_where_the_table_says(name: str) -> None:
     field = BY_TENSOR[name]
     assert field.minimum is not None and field.maximum is not None
-    roomy = Welcome(1, msgspec.structs.replace(LIMITS, num_pages=1000), 98, 99)
+    roomy = Welcome(1, msgspec.structs.replace(LIMITS, num_pages=1000), 98, (99,))
     step = 0 if field.above_minimum else 1
     for value in (field.minimum - step, field.maximum + 1):
         if value < 0 and np.issubdtype(dtype_of(name), np.unsignedinteger):
@@ -150,7 +149,7 @@ def test_empty_stop_strings_are_skipped_also_where_no_stop_strings_are_served() 
     strings = np.array([[b"", b"a"], [b"", b""]], np.object_)
     rows = read_rows(request([1], [2]) | {"stop_strings": strings}, MODEL)
     assert [row.sequences[0].stop_strings for row in rows] == [(b"a",), ()]
-    blind = Welcome(1, msgspec.structs.replace(LIMITS, stop_strings=False), 98, 99)
+    blind = Welcome(1, msgspec.structs.replace(LIMITS, stop_strings=False), 98, (99,))
     assert read_rows(request([1]) | {"stop_strings": np.array([[b""]], np.object_)}, blind)
 
 
@@ -166,7 +165,7 @@ def test_empty_stop_strings_are_skipped_also_where_no_stop_strings_are_served() 
         ),
         (request([1, 100]), "input_ids is 100, allowed: token ids from 0 to 99"),
         (request([1], min_length=5), "min_length is 5, allowed: 0 to 4"),
-        (request([1], end_id=100), "end_id is 100, allowed: 0 to 99"),
+        (request([1], end_id=100), "end_id is 100, allowed: token ids from 0 to 99"),
         (request([1], runtime_top_p=1.5), "runtime_top_p is 1.5, allowed: 0 to 1"),
         (request([1], runtime_top_p=float("nan")), "runtime_top_p is nan, allowed: 0 to 1"),
         (request([1], temperature=-1.0), "temperature is -1, allowed: a finite number >= 0"),
@@ -239,14 +238,14 @@ def test_a_request_can_fill_the_context_to_its_last_token_and_not_one_more() -> 
 
 
 def test_more_beams_than_sequences_may_run_are_refused() -> None:
-    crowded = Welcome(1, msgspec.structs.replace(LIMITS, max_sequences=8), 98, 99)
+    crowded = Welcome(1, msgspec.structs.replace(LIMITS, max_sequences=8), 98, (99,))
     assert read_rows(request([1], beam_width=8), crowded)
     with pytest.raises(InvalidRequestError, match="beam_width is 9, allowed: 1 to 8"):
         read_rows(request([1], beam_width=9), crowded)
 
 
 def test_stop_strings_are_refused_where_the_text_of_tokens_is_unknown() -> None:
-    blind = Welcome(1, msgspec.structs.replace(LIMITS, stop_strings=False), 98, 99)
+    blind = Welcome(1, msgspec.structs.replace(LIMITS, stop_strings=False), 98, (99,))
     tensors = request([1]) | {"stop_strings": np.array([[b"a"]], np.object_)}
     with pytest.raises(InvalidRequestError, match="stop_strings is given, allowed: none"):
         read_rows(tensors, blind)
@@ -403,6 +402,34 @@ def test_what_postprocessing_needs_passes_through_as_it_came() -> None:
     assert (outputs["input_lengths"].tolist(), outputs["end_id"].tolist()) == ([[2]], [[99]])
     assert outputs["cancel_handle"].tolist() == [handles]
     assert not {"return_num_output_tokens", "cancel_handle"} & set(pieces.piece(last=False))
+
+
+def test_what_ends_a_row_is_its_end_ids_else_its_end_id_else_all_of_the_models() -> None:
+    model = msgspec.structs.replace(MODEL, end_ids=(97, 99))
+    tensors = request([1], [2], end_id=[50, 60])
+    lists = {"end_ids": np.array([[7, 8, 7], [-1, -1, -1]], np.int32)}
+    for given, expected in (
+        (request([1], [2]), [(97, 99)] * 2),
+        (tensors, [(50,), (60,)]),
+        (tensors | lists, [(7, 8), ()]),
+        (request([1], [2]) | lists, [(7, 8), ()]),
+    ):
+        assert [row.sequences[0].end_ids for row in read_rows(given, model)] == expected
+    with pytest.raises(InvalidRequestError, match="end_id is 100, allowed: token ids from 0 to 99"):
+        read_rows(request([1]) | {"end_ids": np.array([[7, 100]])}, model)
+
+
+def test_end_ids_that_are_not_one_pass_through_and_the_first_fills() -> None:
+    model = msgspec.structs.replace(MODEL, end_ids=(97, 99))
+    rows = read_rows(request([1, 2], [3]), model)
+    pieces = PieceTensors({}, rows)
+    pieces.add(0, [10], [])
+    outputs = pieces.piece(last=False)
+    assert outputs["output_ids"].tolist() == [[[1, 2, 10]], [[3, 97, 97]]]
+    assert (outputs["end_id"].tolist(), outputs["end_ids"].tolist()) == ([[97], [97]], [[97, 99], [97, 99]])
+    assert "end_ids" not in PieceTensors({}, read_rows(request([1]), MODEL)).piece(last=False)
+    endless = PieceTensors({}, read_rows(request([1]), msgspec.structs.replace(MODEL, end_ids=()))).piece(last=False)
+    assert (endless["end_id"].tolist(), endless["end_ids"].tolist()) == ([[0]], [[-1]])
 
 
 def test_the_streaming_model_streams_unless_it_is_told_not_to() -> None:

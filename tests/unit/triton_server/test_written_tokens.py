@@ -22,6 +22,13 @@ OPTIONAL = {
 }
 
 
+def test_end_ids_take_the_place_of_end_id() -> None:
+    found = read_sequences(TENSORS | {"end_ids": np.array([[7, 5], [8, -1]], np.int32)}, vocab_size=9)
+    assert [sequence.end_ids for sequence in found] == [[7, 5], [7, 5], [8, -1], [8, -1]]
+    with pytest.raises(InvalidRequestError, match="end_ids is 9"):
+        read_sequences(TENSORS | {"end_ids": np.array([[7, 5], [9, 8]], np.int32)}, vocab_size=9)
+
+
 def test_each_sequence_has_its_own_tokens_and_its_rows_values() -> None:
     found = read_sequences(TENSORS | OPTIONAL, vocab_size=9)
     assert [sequence.ids.tolist() for sequence in found] == [
@@ -31,10 +38,10 @@ def test_each_sequence_has_its_own_tokens_and_its_rows_values() -> None:
         [18, 19, 20],
     ]
     assert [sequence[1:] for sequence in found] == [
-        (2, 3, 7, [b"a", b"b"], "", False),
-        (2, 6, 7, [b"a", b"b"], "stop", False),
-        (3, 3, 8, [b"c", b""], "length", True),
-        (3, 3, 8, [b"c", b""], "", True),
+        (2, 3, [7], [b"a", b"b"], "", False),
+        (2, 6, [7], [b"a", b"b"], "stop", False),
+        (3, 3, [8], [b"c", b""], "length", True),
+        (3, 3, [8], [b"c", b""], "", True),
     ]
 
 

@@ -1,0 +1,37 @@
+"""Which tokens end a text, read from a checkpoint's files as `transformers` reads them. Knows no tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gptj_triton.errors import ConfigError
+from gptj_triton.text.json_files import read_object
+
+GENERATION_CONFIG = "generation_config.json"
+KEY = "eos_token_id"
+
+
+def read_end_ids(directory: Path, config: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
+    """The end ids of a checkpoint in their order, none or more; `config` is what the directory's config.json holds.
+
+    A generation_config.json beside it counts alone, even if it names none (transformers, GenerationMixin). Raises
+    ConfigError naming the file, the key and what was found.
+    """
+    path = directory / "config.json"
+    if (directory / GENERATION_CONFIG).is_file():
+        path = directory / GENERATION_CONFIG
+        config = read_object(path)
+    return check_end_ids(config.get(KEY), vocab_size, f"{path}: {KEY}")
+
+
+def check_end_ids(value: object, vocab_size: int, name: str) -> tuple[int, ...]:
+    """The end ids of a `value` from a file: a number, a list of them or None; ConfigError begins with `name`.
+
+    Ids outside the vocabulary never come, so they are left out: some models say -1 for none.
+    """
+    listed = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(token) is int for token in listed):
+        raise ConfigError(f"{name} is {value!r}, expected a whole number, a list of them, or null")
+    return tuple(dict.fromkeys(token for token in listed if 0 <= token < vocab_size))
