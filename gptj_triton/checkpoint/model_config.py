@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
 import json
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gptj_triton.checkpoint.families import FAMILIES
 from gptj_triton.checkpoint.families.family import ConfigKey, ModelFamily
+from gptj_triton.checkpoint.families.gptj import GPTJ
 from gptj_triton.checkpoint.files import CONFIG_INI, find_checkpoint_files
 from gptj_triton.errors import ConfigError
+from gptj_triton.stand_ins import refuse_stand_in
+
+log = logging.getLogger("gptj_triton")
 
 # FasterTransformer's files lack it, and its kernels use 1e-6; GPT-J was trained with this.
 GPTJ_LAYER_NORM_EPS = 1e-5
+GPTJ_CONTEXT_LENGTH = 2048  # which they lack, too; what CodeGen was trained with is the same
 # Keys of `config.ini` besides the shape; the last three are for checkpoints with prompt-tuning tasks.
 OTHER_INI_KEYS = {"model_name", "weight_data_type", "num_tasks", "prompt_learning_start_id", "prompt_learning_type"}
 
@@ -44,43 +51,57 @@ class ModelConfig:
         return FAMILIES[self.model_type]
 
     @classmethod
-    def read(cls, checkpoint: Path, context_length: int = 0) -> ModelConfig:
-        """Read the configuration of a checkpoint of either kind; `context_length` is for one that does not say it.
+    def read(cls, checkpoint: Path, context_length: int = 0, max_seq_len: int = 0) -> ModelConfig:
+        """Read the configuration of a checkpoint of either kind.
 
-        Raises ConfigError naming the file, the key and what was found.
+        `context_length` is for one that does not say it, and must not contradict one that does. `max_seq_len` is taken
+        where neither says it, and GPT-J's own, with a warning, where nothing does. Raises ConfigError naming the file,
+        the key and what was found.
         """
         files = find_checkpoint_files(checkpoint)
         path = files.find("config.json")
+        config_ini = files.directory / CONFIG_INI
         if not files.is_fastertransformer:
             config = cls.from_huggingface(files.directory)
         elif path is not None:
             config = cls.from_huggingface(path.parent)
-            config._check_agreement(path, files.directory / CONFIG_INI)
-        elif context_length:
-            config = cls.from_fastertransformer(files.directory / CONFIG_INI, context_length, GPTJ_LAYER_NORM_EPS)
+            config._check_agreement(path, config_ini)
         else:
-            raise ConfigError(
-                f"{files.directory / CONFIG_INI} does not say how many tokens the context holds, and no config.json "
-                "stands beside it: set context_length"
-            )
+            given = context_length or max_seq_len
+            config = cls.from_fastertransformer(config_ini, given or GPTJ_CONTEXT_LENGTH, GPTJ_LAYER_NORM_EPS)
+            if not given and "n_positions" not in read_config_ini(config_ini):
+                log.warning(
+                    "%s does not say how many tokens the context holds, and no config.json stands beside it: %d are "
+                    "taken, as GPT-J has (another number is set by context_length)",
+                    config_ini,
+                    GPTJ_CONTEXT_LENGTH,
+                )
         if context_length not in (0, config.context_length):
-            raise ConfigError(f"context_length is {context_length}, but {path} says {config.context_length}")
+            says = path or config_ini
+            raise ConfigError(f"context_length is {context_length}, but {says} says {config.context_length}")
         return config
 
     @classmethod
     def from_fastertransformer(cls, path: Path, context_length: int, layer_norm_eps: float) -> ModelConfig:
-        """Read FasterTransformer's `config.ini`, which lacks the values of the other two arguments.
+        """Read FasterTransformer's `config.ini`. NVIDIA's lacks the values of the other two arguments; FauxPilot's has
+        them, and all else, by the keys of Hugging Face's `config.json`.
 
         Raises ConfigError naming the file, the key and what was found.
         """
         raw = read_config_ini(path)
+        if "n_embd" in raw and "head_num" not in raw:
+            if "rotary_dim" not in raw:  # so it is of a GPT-2, which NVIDIA's other converter writes with the same keys
+                raise ConfigError(f"{path} has no key 'rotary_dim', so this is no GPT-J")
+            return cls._from_keys(path, {key: _ini_value(text) for key, text in raw.items()}, GPTJ)
 
         def integer(key: str, minimum: int) -> int:
             if key not in raw:
                 raise ConfigError(f"{path} has no key {key!r}")
-            if not raw[key].isdecimal() or int(raw[key]) < minimum:
+            # NVIDIA's converter copies Hugging Face's value, which may be a list of end ids.
+            text = raw[key].strip("[ ]").partition(",")[0] if key == "end_id" else raw[key]
+            if not text.isdecimal() or int(text) < minimum:
                 raise ConfigError(f"{path}: {key} is {raw[key]!r}, expected a whole number of {minimum} or more")
-            return int(raw[key])
+            return int(text)
 
         num_heads, head_size = integer("head_num", 1), integer("size_per_head", 1)
         # NVIDIA's converter writes so where Hugging Face's rotary_dim is null: the whole head is turned.
@@ -130,6 +151,11 @@ class ModelConfig:
         family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
         if family is None:
             raise ConfigError(f"{path}: model_type is {model_type!r}, expected {' or '.join(map(repr, FAMILIES))}")
+        return cls._from_keys(path, raw, family)
+
+    @classmethod
+    def _from_keys(cls, path: Path, raw: dict[str, Any], family: ModelFamily) -> ModelConfig:
+        """The configuration in the keys of `family`, which were read from `path`."""
         for name, value in family.fixed_keys.items():
             if raw.get(name, value) != value:
                 raise ConfigError(f"{path}: {name} is {raw[name]!r}, expected {value!r}")
@@ -174,8 +200,9 @@ class ModelConfig:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
+    refuse_stand_in(path)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}; a checkpoint needs it") from None
     except ValueError as error:
@@ -188,6 +215,8 @@ def _read_object(path: Path) -> dict[str, Any]:
 def _read_number(path: Path, raw: dict[str, Any], key: ConfigKey, fields_before: dict[str, Any]) -> float:
     """The value of `key`; ConfigError where it is missing, of the wrong type or too small."""
     value = raw.get(key.name)
+    if key.first_of_list and isinstance(value, list) and value:
+        value = value[0]
     if value is None:
         if key.default is None:
             raise ConfigError(f"{path} has no key {key.name!r}")
@@ -199,14 +228,25 @@ def _read_number(path: Path, raw: dict[str, Any], key: ConfigKey, fields_before:
 
 
 def read_config_ini(path: Path) -> dict[str, str]:
-    """The section `[gptj]` of FasterTransformer's `config.ini`; ConfigError where it cannot be read."""
+    """The section `[gptj]` of FasterTransformer's `config.ini`, or FauxPilot's `[gpt]`; ConfigError where it cannot be
+    read.
+    """
+    refuse_stand_in(path)
     parser = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=(";",))
     try:
-        parser.read_string(path.read_text(encoding="utf-8"))
-        return dict(parser["gptj"])
+        parser.read_string(path.read_text(encoding="utf-8-sig"))
+        return dict(parser["gptj" if parser.has_section("gptj") else "gpt"])
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}; FasterTransformer's files need it") from None
     except (configparser.Error, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no ini file: {' '.join(str(error).split())}") from None
     except KeyError:
         raise ConfigError(f"{path} has no section [gptj], found: {', '.join(parser.sections()) or 'none'}") from None
+
+
+def _ini_value(text: str) -> Any:
+    """What FauxPilot's converter wrote as text: a number, None, a list; any other text as it is."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

@@ -16,6 +16,7 @@ from gptj_triton.checkpoint.files import CheckpointFiles, find_checkpoint_files
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.errors import ConfigError
 from gptj_triton.serving.errors import ServeError
+from gptj_triton.stand_ins import refuse_stand_in
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 SMALL_FILES = ["*.json", "vocab.json", "merges.txt"]
@@ -52,7 +53,12 @@ def find_checkpoint(request: ModelRequest, embedded: Path, staging: Path) -> Che
     length the user gives.
     """
     folder = embedded if request.model is None else find_folder(request.model, "--model")
-    files = find_checkpoint_files(folder)
+    try:
+        files = find_checkpoint_files(folder)
+        for name in ("config.json", "tokenizer.json", *TOKENIZER_SOURCES):
+            refuse_stand_in(files.find(name) or folder / name)
+    except ConfigError as error:
+        raise ServeError(f"--model {error}") from None
     if files.is_fastertransformer or request.tokenizer is not None or request.context_length is not None:
         stage_tokenizer(files, request, staging)
         return Checkpoint(files.directory, staging, request.context_length)
@@ -69,6 +75,8 @@ def find_folder(name: str, option: str) -> Path:
     """The directory or hub id that an option names, as an absolute directory."""
     if name and Path(name).is_dir():
         return Path(name).absolute()
+    if name and Path(name).is_file():
+        raise ServeError(f"{option} {name}: a file, expected the directory that has it")
     if HUB_ID.fullmatch(name):
         return download(name, option).absolute()
     raise ServeError(f"{option} {name}: no such directory")
@@ -97,10 +105,6 @@ def download(hub_id: str, option: str) -> Path:
 def stage_tokenizer(files: CheckpointFiles, request: ModelRequest, staging: Path) -> None:
     """Write to `staging` the tokenizer.json, and a config.json with the checkpoint's values and the user's."""
     where = f"--model {files.directory}"
-    if files.is_fastertransformer and request.context_length is None and files.find("config.json") is None:
-        raise ServeError(
-            f"{where}: no config.json beside it says how many tokens its context holds: give --context-length"
-        )
     try:
         config = ModelConfig.read(files.directory, request.context_length or 0)
     except ConfigError as error:
@@ -113,6 +117,11 @@ def stage_tokenizer(files: CheckpointFiles, request: ModelRequest, staging: Path
     else:
         where = f"--tokenizer {request.tokenizer}"
         source = find_folder(request.tokenizer, "--tokenizer")
+        try:
+            for name in ("tokenizer.json", *TOKENIZER_SOURCES):
+                refuse_stand_in(source / name)
+        except ConfigError as error:
+            raise ServeError(f"--tokenizer {error}") from None
     if not (source / "tokenizer.json").is_file():
         source = make_tokenizer(source, where)
     check_vocabulary(source / "tokenizer.json", config.vocab_size, where)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gptj_triton.stand_ins import refuse_stand_in
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -35,6 +37,7 @@ class PromptTokenizer:
         from tokenizers import Tokenizer
 
         for name in ("tokenizer.json", "config.json"):
+            refuse_stand_in(directory / name)
             if not (directory / name).is_file():
                 raise FileNotFoundError(f"{directory / name} is missing; tokenizer_dir must name a directory with it")
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))

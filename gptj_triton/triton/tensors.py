@@ -43,12 +43,28 @@ class Row:
         return len(self.sequences)
 
 
+def lacks_batch_dimension(tensors: Tensors) -> bool:
+    """Whether `input_ids` is [L]: a request of one row, to a model whose max_batch_size is 0.
+
+    Such a model's tensors have the shapes that its config.pbtxt says, so it can also have `input_ids` [B, L]. Raises
+    InvalidRequestError where they are neither.
+    """
+    dimensions = tensors["input_ids"].ndim if "input_ids" in tensors else 0
+    if dimensions not in (1, 2):
+        found = f"of {dimensions} dimensions" if dimensions else "absent"
+        raise InvalidRequestError("input_ids", found, "[B, L], or [L] without a batch dimension")
+    return dimensions == 1
+
+
 def read_rows(tensors: Tensors, model: Welcome) -> list[Row]:
     """The rows of one request, checked. `model` has the ids that absent fields mean, and what the model allows.
 
     Raises InvalidRequestError naming the tensor, the value, what is allowed and, in a request of several rows, the row.
     """
     rows = []
+    for name, tensor in tensors.items():
+        if len(tensor) != len(tensors["input_ids"]):  # Triton sees to that unless max_batch_size is 0
+            raise InvalidRequestError(name, f"of {len(tensor)} rows", f"{len(tensors['input_ids'])}, as input_ids has")
     for index in range(len(tensors["input_ids"])):
         try:
             rows.append(_read_row(tensors, index, model))
@@ -165,6 +181,8 @@ def _read_words(tensors: Tensors, name: str, index: int) -> Words:
     """
     if name not in tensors:
         return ()
+    if tensors[name].ndim != 3 or tensors[name].shape[1] != 2:
+        raise InvalidRequestError(name, f"of shape {list(tensors[name].shape)}", "[B, 2, W]")
     tokens, ends = tensors[name][index].tolist()
     words: list[tuple[int, ...]] = []
     start = 0

@@ -20,13 +20,15 @@ class ConfigKey:
     """A key of config.json whose value is a number of `minimum` or more: a whole one unless `kind` is float.
 
     The key is required unless `default` is there: it makes the value for an absent key or null from the fields of
-    `ModelConfig` that are listed before.
+    `ModelConfig` that are listed before. With `first_of_list` the value may be a list of such numbers, whose first
+    counts.
     """
 
     name: str
     minimum: int = 1
     kind: type[int] | type[float] = int
     default: Callable[[Mapping[str, Any]], float] | None = None
+    first_of_list: bool = False
 
 
 @dataclass(frozen=True)

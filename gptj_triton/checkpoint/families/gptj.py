@@ -31,7 +31,7 @@ GPTJ = ModelFamily(
         ),
         "layer_norm_eps": ConfigKey("layer_norm_epsilon", minimum=0, kind=float, default=lambda config: 1e-5),
         "start_id": ConfigKey("bos_token_id", minimum=0),
-        "end_id": ConfigKey("eos_token_id", minimum=0),
+        "end_id": ConfigKey("eos_token_id", minimum=0, first_of_list=True),
     },
     fixed_keys={"activation_function": "gelu_new"},
     outer_names={
