@@ -161,7 +161,11 @@ class _PickledFile:
             raise ConfigError(f"{self.path} cannot be read: {error.strerror}") from None
         except Exception as error:  # torch raises errors of many kinds for a damaged file
             reason = UNPICKLING_REASON.search(str(error))
-            short = f"no file of tensors alone, {reason[0]}" if reason else str(error).partition(". ")[0]
+            short = (
+                f"it holds more than tensors ({reason[0]}), and code of a checkpoint is never run"
+                if reason
+                else str(error).partition(". ")[0]
+            )
             raise ConfigError(f"{self.path} cannot be read: {short or 'it ends too early'}") from None
         for name in STATE_DICTS:
             if isinstance(tensors, dict) and isinstance(tensors.get(name), dict):
