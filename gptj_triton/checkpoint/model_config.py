@@ -72,7 +72,7 @@ class ModelConfig:
             if not given and "n_positions" not in read_config_ini(config_ini):
                 log.warning(
                     "%s does not say how many tokens the context holds, and no config.json stands beside it: %d are "
-                    "taken, as GPT-J has (another number is set by context_length)",
+                    "taken, as GPT-J has (context_length, or --context-length of serve.py, sets another number)",
                     config_ini,
                     GPTJ_CONTEXT_LENGTH,
                 )

@@ -55,8 +55,9 @@ def find_checkpoint(request: ModelRequest, embedded: Path, staging: Path) -> Che
     folder = embedded if request.model is None else find_folder(request.model, "--model")
     try:
         files = find_checkpoint_files(folder)
-        for name in ("config.json", "tokenizer.json", *TOKENIZER_SOURCES):
-            refuse_stand_in(files.find(name) or folder / name)
+        refuse_stand_in(files.find("config.json") or folder)
+        if request.tokenizer is None:
+            refuse_tokenizer_stand_ins(files)
     except ConfigError as error:
         raise ServeError(f"--model {error}") from None
     if files.is_fastertransformer or request.tokenizer is not None or request.context_length is not None:
@@ -118,8 +119,7 @@ def stage_tokenizer(files: CheckpointFiles, request: ModelRequest, staging: Path
         where = f"--tokenizer {request.tokenizer}"
         source = find_folder(request.tokenizer, "--tokenizer")
         try:
-            for name in ("tokenizer.json", *TOKENIZER_SOURCES):
-                refuse_stand_in(source / name)
+            refuse_tokenizer_stand_ins(CheckpointFiles(source, is_fastertransformer=False))
         except ConfigError as error:
             raise ServeError(f"--tokenizer {error}") from None
     if not (source / "tokenizer.json").is_file():
@@ -128,6 +128,14 @@ def stage_tokenizer(files: CheckpointFiles, request: ModelRequest, staging: Path
     staging.mkdir(parents=True)
     shutil.copy(source / "tokenizer.json", staging)
     (staging / "config.json").write_text(json.dumps(config.to_huggingface(), indent=2), encoding="utf-8")
+
+
+def refuse_tokenizer_stand_ins(files: CheckpointFiles) -> None:
+    """Raise ConfigError where a file that the tokenizer is read from is a Git LFS pointer or a link to nothing."""
+    found = {name: path for name in ("tokenizer.json", *TOKENIZER_SOURCES) if (path := files.find(name)) is not None}
+    for name, path in found.items():
+        if name not in MERGES or "tokenizer.json" not in found:
+            refuse_stand_in(path)
 
 
 def check_vocabulary(path: Path, vocab_size: int, where: str) -> None:

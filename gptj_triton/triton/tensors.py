@@ -124,6 +124,8 @@ def _read_row(tensors: Tensors, index: int, model: Welcome) -> Row:
     prompt = padded[:length].tolist() or [scalar("start_id", model.start_id)]
     values: dict[str, Any] = {"end_id": model.end_id}
     values |= {name: scalar(name, 0) for name in SCALARS if name in tensors}
+    if "random_seed" in values:
+        values["random_seed"] &= _MASK  # it may be below 0 where a config.pbtxt declares INT32, as older versions did
     params = SamplingParams(
         bad_words_list=_read_words(tensors, "bad_words_list", index),
         stop_words_list=_read_words(tensors, "stop_words_list", index),

@@ -453,3 +453,8 @@ def test_tensors_that_differ_in_their_rows_or_have_another_shape_are_refused_by_
         tensors = request([1, 2, 3]) | {"bad_words_list": np.zeros(shape, np.int32)}
         with pytest.raises(InvalidRequestError, match=r"bad_words_list is of shape .*, allowed: \[B, 2, W\]"):
             read_rows(tensors, MODEL)
+
+
+def test_a_seed_below_0_of_an_older_configuration_is_the_unsigned_number_of_the_same_bits() -> None:
+    tensors = request([1]) | {"random_seed": np.array([[-1]], np.int32)}
+    assert only_params(tensors).random_seed == 2**64 - 1
