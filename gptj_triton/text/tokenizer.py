@@ -36,6 +36,8 @@ class PromptTokenizer:
         # Only here: Triton's auto-complete stage imports the model in a second process, which needs no tokenizer.
         from tokenizers import Tokenizer
 
+        if not directory.is_dir():
+            raise FileNotFoundError(f"{directory} is no directory; tokenizer_dir must name one with tokenizer.json")
         for name in ("tokenizer.json", "config.json"):
             refuse_stand_in(directory / name)
             if not (directory / name).is_file():

@@ -48,4 +48,6 @@ def read_settings(model_config: Mapping[str, Any], model_directory: Path, versio
                 find_checkpoint_files(Path(path))
             except ConfigError as error:
                 raise ConfigError(f"parameter {name}: {error}") from None
+            except UnicodeEncodeError:
+                pass  # a stub may know names of ASCII alone; the engine looks again
     return ModelSettings(decoupled, pace, config)
