@@ -20,6 +20,8 @@ def refuse_stand_in(path: Path) -> None:
             f"{path} is a link to {path.readlink()}, which does not exist: copy the file itself, or its target too "
             "(the hub's cache keeps all files in its directory blobs)"
         )
+    if not path.is_file():
+        return  # a pipe could be read only once
     try:
         with path.open("rb") as file:
             start = file.read(len(GIT_LFS_POINTER))

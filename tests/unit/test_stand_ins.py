@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -31,5 +32,6 @@ def test_a_link_to_nothing_is_refused_with_its_target(tmp_path: Path) -> None:
 def test_files_that_are_there_and_those_that_are_not_pass(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "link.json").symlink_to("config.json")
-    for name in ("config.json", "link.json", "absent.json", "."):
+    os.mkfifo(tmp_path / "pipe.json")
+    for name in ("config.json", "link.json", "absent.json", "pipe.json", "."):
         refuse_stand_in(tmp_path / name)
