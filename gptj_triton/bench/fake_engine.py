@@ -62,7 +62,7 @@ class FakeRunner:
 
 def load_fake_engine(step_seconds: float, config: EngineConfig) -> Engine:
     """An engine on the runner above, for the vocabulary and the context of a checkpoint."""
-    model_config = ModelConfig.read(config.checkpoint, config.context_length)
+    model_config = ModelConfig.read(config.checkpoint, config.context_length, config.max_seq_len)
     tokenizer = find_checkpoint_files(config.tokenizer).find("tokenizer.json")
     token_bytes = load_token_bytes(tokenizer, model_config.vocab_size)
     return Engine(FakeRunner(step_seconds), model_config, token_bytes, STEP_TOKENS, max_sequences=NUM_PAGES)

@@ -16,6 +16,7 @@ from gptj_triton.checkpoint.files import CONFIG_INI
 from gptj_triton.checkpoint.model_config import ModelConfig, read_config_ini
 from gptj_triton.checkpoint.tensor_table import TensorSpec, check_split, model_tensors
 from gptj_triton.errors import ConfigError
+from gptj_triton.stand_ins import refuse_stand_in
 
 RANK = re.compile(r"model\.layers\.\d+\..*\.(\d+)\.bin")
 
@@ -35,7 +36,7 @@ class FasterTransformerWeights:
         self._directory = directory
         self._tensors = model_tensors(config)
         self.data_type = _read_data_type(directory / CONFIG_INI)
-        sizes = {path.name: path.stat().st_size for path in directory.glob("model.*.bin")}
+        sizes = {path.name: path.stat().st_size if path.exists() else -1 for path in directory.glob("model.*.bin")}
         ranks = [int(match[1]) for name in sizes if (match := RANK.fullmatch(name))]
         self._tensor_para_size = max(ranks, default=0) + 1
         try:
@@ -53,7 +54,10 @@ class FasterTransformerWeights:
         views = tensor.parts(destination, self._tensor_para_size)
         for file, view in zip(part_files(tensor, self._tensor_para_size), views, strict=True):
             path = str(self._directory / file)
-            stored = torch.from_file(path, shared=False, size=view.numel(), dtype=dtype)
+            try:
+                stored = torch.from_file(path, shared=False, size=view.numel(), dtype=dtype)
+            except RuntimeError as error:
+                raise ConfigError(f"{path} cannot be read: {error}") from None
             view.copy_(stored.to(view.device).view(view.shape))
 
     def _check(self, tensor: TensorSpec, sizes: dict[str, int]) -> None:
@@ -63,6 +67,7 @@ class FasterTransformerWeights:
         for file, view in zip(part_files(tensor, self._tensor_para_size), views, strict=True):
             expected, found = view.numel() * view.itemsize, sizes.pop(file, None)
             if found != expected:
+                refuse_stand_in(self._directory / file)
                 raise ConfigError(
                     f"{self._directory / file} {'is missing' if found is None else f'has {found} bytes'}, "
                     f"expected {expected} bytes: {list(view.shape)} of {self.data_type} by config.ini"

@@ -6,9 +6,11 @@ The model's family says how its tensors become those of the tensor table. Knows 
 from __future__ import annotations
 
 import json
+import os
+import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Protocol
 
 import torch
@@ -21,6 +23,15 @@ from gptj_triton.checkpoint.files import HUGGINGFACE_WEIGHTS
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.checkpoint.tensor_table import model_tensors
 from gptj_triton.errors import ConfigError
+from gptj_triton.stand_ins import refuse_stand_in
+
+# What training tools put around a model and leave in the names of its tensors, in front or between.
+WRAPPERS = re.compile(r"\b(module|_orig_mod|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# The model's own part of a name. In front of it are the names of what holds the model, such as "transformer.".
+OWN_NAME = re.compile(r"(^|\.)(?P<name>(wte|h\.\d+|ln_f|lm_head)\..+)")
+# What torch says of a pickle, without its advice to load it with code.
+UNPICKLING_REASON = re.compile(r"(Unsupported global: GLOBAL \S+|unsupported GLOBAL \S+|Unsupported operand \d+)")
+STATE_DICTS = ("state_dict", "model_state_dict", "model", "module")  # where training tools put the tensors
 
 
 class HuggingFaceWeights:
@@ -30,8 +41,14 @@ class HuggingFaceWeights:
         """Raises ConfigError naming the file, what was expected and what was found."""
         self._family = config.family
         self._origin, self._file_of = _open_files(directory, self._family)
-        # The model without its head, such as GPTJModel, is saved without the prefix.
-        self._prefixed = any(key.startswith("transformer.") for key in self._file_of)
+        self._keys: dict[str, str] = {}  # in the files, by own name
+        for key, file in self._file_of.items():
+            first = self._keys.setdefault(own_name(key), key)
+            if first != key:
+                raise ConfigError(
+                    f"{file.path} has the tensor {key}, which a {self._family.name} of this config.json has not "
+                    f"beside {first}"
+                )
         self._tied = _has_tied_embeddings(directory)
         shapes: dict[str, tuple[int, ...]] = {}
         for tensor in model_tensors(config).values():
@@ -39,10 +56,11 @@ class HuggingFaceWeights:
                 shapes[self._key(name)] = joint_shape(views)
         for key, shape in shapes.items():
             self._check(key, shape)
-        for key, file in self._file_of.items():
-            if key not in shapes and not self._family.legacy_buffers.fullmatch(key):
+        for name, key in self._keys.items():
+            if key not in shapes and not self._family.legacy_buffers.fullmatch(name):
                 raise ConfigError(
-                    f"{file.path} has the tensor {key}, which a {self._family.name} of this config.json has not"
+                    f"{self._file_of[key].path} has the tensor {key}, which a {self._family.name} of this config.json "
+                    "has not"
                 )
 
     @property
@@ -65,12 +83,11 @@ class HuggingFaceWeights:
                 view.copy_(part)
 
     def _key(self, name: str) -> str:
-        """The name in this checkpoint's files."""
-        key = name if self._prefixed else name.removeprefix("transformer.")
+        """The name in this checkpoint's files; `name` itself where they lack it."""
         outer_names = self._family.outer_names
-        if key == outer_names["lm_head.weight"] and self._tied and key not in self._file_of:
+        if name == outer_names["lm_head.weight"] and self._tied and own_name(name) not in self._keys:
             return self._key(outer_names["wte"])
-        return key
+        return self._keys.get(own_name(name), name)
 
     def _check(self, key: str, shape: tuple[int, ...]) -> None:
         if key not in self._file_of:
@@ -84,6 +101,16 @@ class HuggingFaceWeights:
             raise ConfigError(f"{file.path}: {key} has shape {found}, expected {expected} by config.json")
 
 
+def own_name(key: str) -> str:
+    """What is left of a tensor's name without wrappers and without what holds the model; all, if there is nothing.
+
+    The model without its head, such as GPTJModel, is saved without "transformer."; DataParallel puts "module." in
+    front, torch.compile "_orig_mod.", and trainers what they call the model.
+    """
+    found = OWN_NAME.search(WRAPPERS.sub("", key))
+    return found["name"] if found else key
+
+
 class _WeightsFile(Protocol):
     path: Path
     shapes: dict[str, tuple[int, ...]]
@@ -94,6 +121,7 @@ class _WeightsFile(Protocol):
 class _SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
+        refuse_stand_in(path)
         try:
             with safe_open(path, framework="pt") as file:
                 self.shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
@@ -108,19 +136,40 @@ class _SafetensorsFile:
 
 
 class _PickledFile:
+    """A file of torch.save. Before torch 1.6 these were no zip files: such a one cannot be mapped, and stays in memory
+    as long as this object.
+    """
+
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.shapes = {key: tuple(tensor.shape) for key, tensor in self._map().items()}
+        refuse_stand_in(path)
+        self._kept = None if path.is_file() and zipfile.is_zipfile(path) else self._load(mmap=False)
+        self.shapes = {key: tuple(tensor.shape) for key, tensor in self._tensors().items()}
 
     def read(self, key: str) -> Tensor:
-        # Mapped each time, for the same reason.
-        return self._map()[key]
+        return self._tensors()[key]
 
-    def _map(self) -> dict[str, Tensor]:
+    def _tensors(self) -> dict[str, Tensor]:
+        # Mapped each time, for the same reason as above.
+        return self._load(mmap=True) if self._kept is None else self._kept
+
+    def _load(self, mmap: bool) -> dict[str, Tensor]:
+        """Never runs code from the file: `weights_only` makes tensors and plain values, and refuses all else."""
         try:
-            tensors = torch.load(self.path, map_location="cpu", mmap=True, weights_only=True)
-        except (OSError, RuntimeError, UnpicklingError) as error:
-            raise ConfigError(f"{self.path} cannot be read: {error}") from None
+            tensors = torch.load(self.path, map_location="cpu", mmap=mmap, weights_only=True)
+        except OSError as error:
+            raise ConfigError(f"{self.path} cannot be read: {error.strerror}") from None
+        except Exception as error:  # torch raises errors of many kinds for a damaged file
+            reason = UNPICKLING_REASON.search(str(error))
+            short = (
+                f"it holds more than tensors ({reason[0]}), and code of a checkpoint is never run"
+                if reason
+                else str(error).partition(". ")[0]
+            )
+            raise ConfigError(f"{self.path} cannot be read: {short or 'it ends too early'}") from None
+        for name in STATE_DICTS:
+            if isinstance(tensors, dict) and isinstance(tensors.get(name), dict):
+                tensors = tensors[name]
         if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
             raise ConfigError(f"{self.path} holds something else than tensors by name")
         return tensors
@@ -131,7 +180,7 @@ def _open_files(directory: Path, family: ModelFamily) -> tuple[Path, dict[str, _
     kinds: tuple[Callable[[Path], _WeightsFile], ...] = (_SafetensorsFile, _PickledFile)
     for name, open_file in zip(HUGGINGFACE_WEIGHTS, kinds, strict=True):
         index = directory / f"{name}.index.json"
-        if index.exists():
+        if os.path.lexists(index):
             file_of = _read_index(index)
             opened = {file: open_file(directory / file) for file in sorted(set(file_of.values()))}
             # A tensor that the index leaves out is as unknown as one that it names.
@@ -140,7 +189,7 @@ def _open_files(directory: Path, family: ModelFamily) -> tuple[Path, dict[str, _
                 if not family.legacy_buffers.fullmatch(key):
                     raise ConfigError(f"{index} names no file for the tensor {key}, which is in {unlisted_file.path}")
             return index, {key: opened[file] for key, file in file_of.items()}
-        if (directory / name).exists():
+        if os.path.lexists(directory / name):
             file = open_file(directory / name)
             return file.path, dict.fromkeys(file.shapes, file)
     raise ConfigError(
@@ -150,13 +199,14 @@ def _open_files(directory: Path, family: ModelFamily) -> tuple[Path, dict[str, _
 
 
 def _read_index(index: Path) -> dict[str, str]:
+    refuse_stand_in(index)
     try:
         return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{index} is no index of weights: {error!r}") from None
 
 
 def _has_tied_embeddings(directory: Path) -> bool:
     """Whether config.json lets the output matrix be the embedding, which is then saved once."""
     path = directory / "config.json"
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("tie_word_embeddings") is True
+    return path.is_file() and json.loads(path.read_text(encoding="utf-8-sig")).get("tie_word_embeddings") is True

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
-import json
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gptj_triton.checkpoint.families import FAMILIES
 from gptj_triton.checkpoint.families.family import ConfigKey, ModelFamily
+from gptj_triton.checkpoint.families.gptj import GPTJ
 from gptj_triton.checkpoint.files import CONFIG_INI, find_checkpoint_files
 from gptj_triton.errors import ConfigError
+from gptj_triton.stand_ins import refuse_stand_in
 from gptj_triton.text.end_ids import GENERATION_CONFIG, check_end_ids, read_end_ids
 from gptj_triton.text.json_files import read_object
 
+log = logging.getLogger("gptj_triton")
+
 # FasterTransformer's files lack it, and its kernels use 1e-6; GPT-J was trained with this.
 GPTJ_LAYER_NORM_EPS = 1e-5
+GPTJ_CONTEXT_LENGTH = 2048  # which they lack, too; what CodeGen was trained with is the same
 # Keys of `config.ini` besides the shape; the last three are for checkpoints with prompt-tuning tasks.
 OTHER_INI_KEYS = {"model_name", "weight_data_type", "num_tasks", "prompt_learning_start_id", "prompt_learning_type"}
 
@@ -49,36 +55,48 @@ class ModelConfig:
         return FAMILIES[self.model_type]
 
     @classmethod
-    def read(cls, checkpoint: Path, context_length: int = 0) -> ModelConfig:
-        """Read the configuration of a checkpoint of either kind; `context_length` is for one that does not say it.
+    def read(cls, checkpoint: Path, context_length: int = 0, max_seq_len: int = 0) -> ModelConfig:
+        """Read the configuration of a checkpoint of either kind.
 
-        Raises ConfigError naming the file, the key and what was found.
+        `context_length` is for one that does not say it, and must not contradict one that does. `max_seq_len` is taken
+        where neither says it, and GPT-J's own, with a warning, where nothing does. Raises ConfigError naming the file,
+        the key and what was found.
         """
         files = find_checkpoint_files(checkpoint)
         path = files.find("config.json")
+        config_ini = files.directory / CONFIG_INI
         if not files.is_fastertransformer:
             config = cls.from_huggingface(files.directory)
         elif path is not None:
             config = cls.from_huggingface(path.parent)
-            config._check_agreement(path, files.directory / CONFIG_INI)
-        elif context_length:
-            config = cls.from_fastertransformer(files.directory / CONFIG_INI, context_length, GPTJ_LAYER_NORM_EPS)
+            config._check_agreement(path, config_ini)
         else:
-            raise ConfigError(
-                f"{files.directory / CONFIG_INI} does not say how many tokens the context holds, and no config.json "
-                "stands beside it: set context_length"
-            )
+            given = context_length or max_seq_len
+            config = cls.from_fastertransformer(config_ini, given or GPTJ_CONTEXT_LENGTH, GPTJ_LAYER_NORM_EPS)
+            if not given and "n_positions" not in read_config_ini(config_ini):
+                log.warning(
+                    "%s does not say how many tokens the context holds, and no config.json stands beside it: %d are "
+                    "taken, as GPT-J has (context_length, or --context-length of serve.py, sets another number)",
+                    config_ini,
+                    GPTJ_CONTEXT_LENGTH,
+                )
         if context_length not in (0, config.context_length):
-            raise ConfigError(f"context_length is {context_length}, but {path} says {config.context_length}")
+            says = path or config_ini
+            raise ConfigError(f"context_length is {context_length}, but {says} says {config.context_length}")
         return config
 
     @classmethod
     def from_fastertransformer(cls, path: Path, context_length: int, layer_norm_eps: float) -> ModelConfig:
-        """Read FasterTransformer's `config.ini`, which lacks the values of the other two arguments.
+        """Read FasterTransformer's `config.ini`. NVIDIA's lacks the values of the other two arguments; FauxPilot's has
+        them, and all else, by the keys of Hugging Face's `config.json`.
 
         Raises ConfigError naming the file, the key and what was found.
         """
         raw = read_config_ini(path)
+        if "n_embd" in raw and "head_num" not in raw:
+            if "rotary_dim" not in raw:  # so it is of a GPT-2, which NVIDIA's other converter writes with the same keys
+                raise ConfigError(f"{path} has no key 'rotary_dim', so this is no GPT-J")
+            return cls._from_keys(path, {key: _ini_value(text) for key, text in raw.items()}, GPTJ)
 
         def integer(key: str, minimum: int) -> int:
             if key not in raw:
@@ -101,7 +119,7 @@ class ModelConfig:
             rotary_dim=head_size if whole_head else integer("rotary_embedding", 2),
             layer_norm_eps=layer_norm_eps,
             start_id=integer("start_id", 0),
-            end_ids=_read_end_id(path, raw, vocab_size),
+            end_ids=_read_end_ids(path, raw, vocab_size),
         )
         if raw.get("num_tasks", "0") != "0":
             raise ConfigError(f"{path}: num_tasks is {raw['num_tasks']}, but prompt-tuning tasks are not supported")
@@ -136,13 +154,18 @@ class ModelConfig:
         family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
         if family is None:
             raise ConfigError(f"{path}: model_type is {model_type!r}, expected {' or '.join(map(repr, FAMILIES))}")
+        return cls._from_keys(path, raw, family)
+
+    @classmethod
+    def _from_keys(cls, path: Path, raw: dict[str, Any], family: ModelFamily) -> ModelConfig:
+        """The configuration in the keys of `family`, which were read from `path`."""
         for name, value in family.fixed_keys.items():
             if raw.get(name, value) != value:
                 raise ConfigError(f"{path}: {name} is {raw[name]!r}, expected {value!r}")
         values: dict[str, Any] = {"model_type": family.model_type}
         for field, key in family.config_keys.items():
             values[field] = _read_number(path, raw, key, values)
-        config = cls(**values, end_ids=read_end_ids(checkpoint, raw, values["vocab_size"]))
+        config = cls(**values, end_ids=read_end_ids(path, raw, values["vocab_size"]))
         keys = {field: key.name for field, key in family.config_keys.items()}
         if config.hidden_size % config.num_heads:
             raise ConfigError(
@@ -184,16 +207,11 @@ class ModelConfig:
             raise ConfigError(f"{path}: {key} is {self.rotary_dim}, expected an even number <= {self.head_size}")
 
 
-def _read_end_id(path: Path, raw: dict[str, str], vocab_size: int) -> tuple[int, ...]:
+def _read_end_ids(path: Path, raw: dict[str, str], vocab_size: int) -> tuple[int, ...]:
     """The end ids that `config.ini` names. NVIDIA's converter writes Hugging Face's value as Python prints it."""
-    text = raw.get("end_id")
-    if text is None:
+    if "end_id" not in raw:
         raise ConfigError(f"{path} has no key 'end_id'")
-    try:
-        value = None if text == "None" else json.loads(text)
-    except ValueError:
-        value = text
-    return check_end_ids(value, vocab_size, f"{path}: end_id")
+    return check_end_ids(_ini_value(raw["end_id"]), vocab_size, f"{path}: end_id")
 
 
 def _read_number(path: Path, raw: dict[str, Any], key: ConfigKey, fields_before: dict[str, Any]) -> float:
@@ -210,14 +228,25 @@ def _read_number(path: Path, raw: dict[str, Any], key: ConfigKey, fields_before:
 
 
 def read_config_ini(path: Path) -> dict[str, str]:
-    """The section `[gptj]` of FasterTransformer's `config.ini`; ConfigError where it cannot be read."""
+    """The section `[gptj]` of FasterTransformer's `config.ini`, or FauxPilot's `[gpt]`; ConfigError where it cannot be
+    read.
+    """
+    refuse_stand_in(path)
     parser = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=(";",))
     try:
-        parser.read_string(path.read_text(encoding="utf-8"))
-        return dict(parser["gptj"])
+        parser.read_string(path.read_text(encoding="utf-8-sig"))
+        return dict(parser["gptj" if parser.has_section("gptj") else "gpt"])
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}; FasterTransformer's files need it") from None
     except (configparser.Error, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no ini file: {' '.join(str(error).split())}") from None
     except KeyError:
         raise ConfigError(f"{path} has no section [gptj], found: {', '.join(parser.sections()) or 'none'}") from None
+
+
+def _ini_value(text: str) -> Any:
+    """What a converter wrote as Python prints it: a number, None, a list; any other text as it is."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

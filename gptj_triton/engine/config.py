@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import logging
 import math
 import os
 import re
@@ -10,12 +12,18 @@ from pathlib import Path
 
 import msgspec
 
-from gptj_triton.checkpoint.data_types import COMPUTE_TYPES
+from gptj_triton.checkpoint.data_types import COMPUTE_TYPES, FP16, FP32
 from gptj_triton.errors import ConfigError
 
 DATA_TYPES = ("auto", *COMPUTE_TYPES)
 DEVICES = ("auto", "cpu", "cuda")
+# Other names that people write for a data type.
+DATA_TYPE_ALIASES = {each.torch_name: name for name, each in COMPUTE_TYPES.items()} | {"half": "fp16", "float": "fp32"}
+IS_HALF = {"0": FP32.name, "1": FP16.name}  # how FasterTransformer's backend said it before version 1.2
+NEAR_MISS = 0.8  # difflib's ratio from which an unknown name counts as a known one misspelt
 WRONG_TYPE = re.compile(r"Expected `(?P<type>\w+)`.* - at `\$\.(?P<name>\w+)`")
+
+log = logging.getLogger("gptj_triton")
 
 
 def cpu_settings(ranks: int = 1) -> dict[str, str]:
@@ -34,6 +42,9 @@ def cpu_settings(ranks: int = 1) -> dict[str, str]:
 class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The settings of one engine: FasterTransformer's parameters of `config.pbtxt`, then this backend's own.
 
+    `max_seq_len` is of FasterTransformer's backend before version 1.2: the context in tokens where neither the
+    checkpoint nor `context_length` says it.
+
     `kv_cache_gib` bounds the KV cache; 0 means 1 GiB on a CPU and all that is left on a GPU. `step_tokens` is the most
     tokens of prompts that one step computes, so that a long prompt does not stall running requests (0 means 256 on a
     CPU and 2048 on a GPU); `max_sequences` is the most sequences that run at once (0 means 128 and 512).
@@ -48,6 +59,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model_type: str = "GPT-J"
     enable_custom_all_reduce: int = 0
     int8_mode: int = 0
+    max_seq_len: int = 0
     device: str = "auto"
     engine_python: str = "python3"
     kv_cache_gib: float = 0.0
@@ -69,7 +81,8 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             value = getattr(self, name)
             if value not in allowed:
                 raise ConfigError(f"parameter {name} is {value!r}, allowed: {', '.join(map(str, allowed))}")
-        least = {"tensor_para_size": 1, "kv_cache_gib": 0, "step_tokens": 0, "max_sequences": 0, "context_length": 0}
+        least = {"tensor_para_size": 1, "kv_cache_gib": 0}
+        least |= dict.fromkeys(("step_tokens", "max_sequences", "context_length", "max_seq_len"), 0)
         for name, minimum in least.items():
             if not minimum <= getattr(self, name) < math.inf:
                 raise ConfigError(f"parameter {name} is {getattr(self, name)}, allowed: {minimum} or more, and finite")
@@ -94,15 +107,22 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def from_parameters(cls, parameters: Mapping[str, str], repository: Path) -> EngineConfig:
         """Build from the parameters of `config.pbtxt`, all strings; an empty value means the default.
 
-        A relative path starts at `repository`. Raises ConfigError for an unknown name, a value of the wrong type, one
-        out of range, or a checkpoint that is not named.
+        A relative path starts at `repository`. Names that older versions of FasterTransformer's backend had, and others
+        that resemble none of these, are passed over with a warning. Raises ConfigError for a name that may be one of
+        these misspelt, a value of the wrong type, one out of range, or a checkpoint that is not named.
         """
-        given: dict[str, str] = {name: text for name, text in parameters.items() if text != ""}
+        given = {name: text.strip() for name, text in parameters.items() if text.strip() != ""}
         for name in ("model_checkpoint_path", "tokenizer_dir"):
             if name in given:
                 given[name] = str(repository / given[name])
-        if unknown := [name for name in parameters if name not in cls.__struct_fields__]:
-            raise ConfigError(f"parameter {unknown[0]} is unknown, known: {', '.join(cls.__struct_fields__)}")
+        _rewrite_spellings(given)
+        unknown = [name for name in parameters if name not in cls.__struct_fields__ and name != "is_half"]
+        for name in unknown:
+            given.pop(name, None)
+            if difflib.get_close_matches(name, cls.__struct_fields__, 1, NEAR_MISS):
+                raise ConfigError(f"parameter {name} is unknown, known: {', '.join(cls.__struct_fields__)}")
+        if unknown:
+            log.warning("parameters that mean nothing here, and are passed over: %s", ", ".join(unknown))
         if "model_checkpoint_path" not in given:
             raise ConfigError("parameter model_checkpoint_path is missing, expected the directory of a checkpoint")
         try:
@@ -116,6 +136,20 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @classmethod
     def from_json(cls, text: str) -> EngineConfig:
         return msgspec.json.decode(text, type=cls)
+
+
+def _rewrite_spellings(given: dict[str, str]) -> None:
+    """Replace the spellings of older versions, and those that people use, by those of EngineConfig."""
+    if "model_type" in given and re.sub(r"[-_ ]", "", given["model_type"]).lower() == "gptj":
+        given["model_type"] = "GPT-J"
+    if "data_type" in given:
+        name = given["data_type"].lower().removeprefix("type_")
+        given["data_type"] = DATA_TYPE_ALIASES.get(name, name)
+    is_half = given.pop("is_half", None)
+    if is_half is not None and is_half not in IS_HALF:
+        raise ConfigError(f"parameter is_half is {is_half!r}, allowed: {', '.join(IS_HALF)}")
+    if is_half is not None:
+        given.setdefault("data_type", IS_HALF[is_half])
 
 
 def _in_words(error: msgspec.ValidationError, given: Mapping[str, str]) -> str:

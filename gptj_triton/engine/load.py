@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import torch
 
 from gptj_triton.checkpoint.files import find_checkpoint_files
@@ -24,7 +25,9 @@ def load_engine(config: EngineConfig) -> Engine:
     """Load a checkpoint on the device that the settings name; ConfigError when that cannot be done."""
     device = choose_device(config.device, 0, config.tensor_para_size)
     config = config.for_device(is_gpu=device.type == "cuda")
-    model_config = ModelConfig.read(config.checkpoint, config.context_length)
+    model_config = ModelConfig.read(config.checkpoint, config.context_length, config.max_seq_len)
+    # The ranks read the same checkpoint, and need not warn of what it lacks again.
+    config = msgspec.structs.replace(config, context_length=model_config.context_length)
     if suits_kernels(device, config, model_config):
         from gptj_triton.engine.gpu.load import load_gpu_model  # needs triton, which comes with torch for GPUs alone
 

@@ -19,6 +19,7 @@ from gptj_triton.checkpoint.files import CheckpointFiles, find_checkpoint_files
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.errors import ConfigError
 from gptj_triton.serving.errors import ServeError
+from gptj_triton.stand_ins import refuse_stand_in
 from gptj_triton.text.tokenizer_files import NEIGHBOURS, SETTINGS
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -57,7 +58,13 @@ def find_checkpoint(request: ModelRequest, embedded: Path, staging: Path) -> Che
     length the user gives.
     """
     folder = embedded if request.model is None else find_folder(request.model, "--model")
-    files = find_checkpoint_files(folder)
+    try:
+        files = find_checkpoint_files(folder)
+        refuse_stand_in(files.find("config.json") or folder)
+        if request.tokenizer is None:
+            refuse_tokenizer_stand_ins(files)
+    except ConfigError as error:
+        raise ServeError(f"--model {error}") from None
     if files.is_fastertransformer or request.tokenizer is not None or request.context_length is not None:
         stage_tokenizer(files, request, staging)
         return Checkpoint(files.directory, staging, request.context_length)
@@ -74,6 +81,8 @@ def find_folder(name: str, option: str) -> Path:
     """The directory or hub id that an option names, as an absolute directory."""
     if name and Path(name).is_dir():
         return Path(name).absolute()
+    if name and Path(name).is_file():
+        raise ServeError(f"{option} {name}: a file, expected the directory that has it")
     if HUB_ID.fullmatch(name):
         return download(name, option).absolute()
     raise ServeError(f"{option} {name}: no such directory")
@@ -102,10 +111,6 @@ def download(hub_id: str, option: str) -> Path:
 def stage_tokenizer(files: CheckpointFiles, request: ModelRequest, staging: Path) -> None:
     """Write to `staging` the tokenizer.json, and a config.json with the checkpoint's values and the user's."""
     where = f"--model {files.directory}"
-    if files.is_fastertransformer and request.context_length is None and files.find("config.json") is None:
-        raise ServeError(
-            f"{where}: no config.json beside it says how many tokens its context holds: give --context-length"
-        )
     try:
         config = ModelConfig.read(files.directory, request.context_length or 0)
     except ConfigError as error:
@@ -118,11 +123,23 @@ def stage_tokenizer(files: CheckpointFiles, request: ModelRequest, staging: Path
     else:
         where = f"--tokenizer {request.tokenizer}"
         source = find_folder(request.tokenizer, "--tokenizer")
+        try:
+            refuse_tokenizer_stand_ins(CheckpointFiles(source, is_fastertransformer=False))
+        except ConfigError as error:
+            raise ServeError(f"--tokenizer {error}") from None
     made = make_tokenizer(source, where, config)
     staging.mkdir(parents=True)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(made / name, staging)
     (staging / "config.json").write_text(json.dumps(config.to_huggingface(), indent=2), encoding="utf-8")
+
+
+def refuse_tokenizer_stand_ins(files: CheckpointFiles) -> None:
+    """Raise ConfigError where a file that the tokenizer is read from is a Git LFS pointer or a link to nothing."""
+    found = {name: path for name in TOKENIZER_SOURCES if (path := files.find(name)) is not None}
+    for name, path in found.items():
+        if name not in MERGES or "tokenizer.json" not in found:
+            refuse_stand_in(path)
 
 
 def cache_folder() -> Path:
@@ -136,7 +153,7 @@ def make_tokenizer(folder: Path, where: str, model: ModelConfig | None = None) -
     says the family where `folder` has no config.json. The directory has the folder's config.json and
     generation_config.json too, if they are there, and is kept for later runs. ServeError begins with `where`.
     """
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in folder.iterdir() if path.is_file()}
     if "tokenizer.json" not in names and not set(MERGES) <= names:
         raise ServeError(f"{where}: needs tokenizer.json, or vocab.json and merges.txt")
     sources = {name: (folder / name).read_bytes() for name in (*TOKENIZER_SOURCES, *CONFIGS) if name in names}

@@ -146,7 +146,7 @@ def parser() -> OneLineParser:
         help="what to serve (default: this project's)",
     )
     add("--tokenizer", metavar="DIR_OR_HUB_ID", help="where its tokenizer is (default: beside the weights)")
-    context_help = "its context in tokens, needed where no config.json says it"
+    context_help = "its context in tokens, where no file of it says it (default: 2048 then)"
     add("--context-length", type=positive, metavar="N", help=context_help)
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
     add("--data-type", choices=list(COMPUTE_TYPES), help="default: fp32 on cpu, fp16 on cuda")

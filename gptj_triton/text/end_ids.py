@@ -13,15 +13,15 @@ GENERATION_CONFIG = "generation_config.json"
 KEY = "eos_token_id"
 
 
-def read_end_ids(directory: Path, config: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
-    """The end ids of a checkpoint in their order, none or more; `config` is what the directory's config.json holds.
+def read_end_ids(path: Path, config: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
+    """The end ids of a checkpoint in their order, none or more; `config` is what the file `path`, config.json, holds.
 
     A generation_config.json beside it counts alone, even if it names none (transformers, GenerationMixin). Raises
     ConfigError naming the file, the key and what was found.
     """
-    path = directory / "config.json"
-    if (directory / GENERATION_CONFIG).is_file():
-        path = directory / GENERATION_CONFIG
+    generation_config = path.with_name(GENERATION_CONFIG)
+    if generation_config.is_file():
+        path = generation_config
         config = read_object(path)
     return check_end_ids(config.get(KEY), vocab_size, f"{path}: {KEY}")
 

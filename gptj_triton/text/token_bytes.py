@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptj_triton.errors import ConfigError
+from gptj_triton.stand_ins import refuse_stand_in
 
 
 class NotByteLevelError(ValueError):
@@ -25,6 +26,7 @@ class TokenBytes:
     @classmethod
     def read(cls, path: Path) -> TokenBytes:
         """Read a `tokenizer.json`; raises ConfigError when it is not JSON, NotByteLevelError when not byte-level."""
+        refuse_stand_in(path)
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:

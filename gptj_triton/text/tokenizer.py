@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gptj_triton.stand_ins import refuse_stand_in
 from gptj_triton.text.end_ids import read_end_ids
 from gptj_triton.text.json_files import read_object
 from gptj_triton.text.tokenizer_files import pre_tokenizers, splits_special_tokens
@@ -40,7 +41,10 @@ class PromptTokenizer:
         # Only here: Triton's auto-complete stage imports the model in a second process, which needs no tokenizer.
         from tokenizers import Tokenizer
 
+        if not directory.is_dir():
+            raise FileNotFoundError(f"{directory} is no directory; tokenizer_dir must name one with tokenizer.json")
         for name in ("tokenizer.json", "config.json"):
+            refuse_stand_in(directory / name)
             if not (directory / name).is_file():
                 raise FileNotFoundError(f"{directory / name} is missing; tokenizer_dir must name a directory with it")
         config = read_object(directory / "config.json")
@@ -57,7 +61,7 @@ class PromptTokenizer:
             words=_without_prefix_space(tokenizer),
             context_length=config["n_positions"],
             vocab_size=config["vocab_size"],
-            end_ids=read_end_ids(directory, config, config["vocab_size"]),
+            end_ids=read_end_ids(directory / "config.json", config, config["vocab_size"]),
             longest_token=_longest_token(tokenizer),
         )
 

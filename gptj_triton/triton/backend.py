@@ -12,16 +12,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-from gptj_triton.engine.config import EngineConfig
 from gptj_triton.errors import ConfigError, InvalidRequestError
 from gptj_triton.process.client import EngineClient
 from gptj_triton.triton.metrics import PublishedMetrics
-from gptj_triton.triton.replies import Outputs, Replies, Reply, StreamReply, read_pace
+from gptj_triton.triton.model_settings import read_settings
+from gptj_triton.triton.replies import Outputs, Replies, Reply, StreamReply
 from gptj_triton.triton.stubs import own_server_pid
-from gptj_triton.triton.tensors import read_rows, read_stream, read_timeout
+from gptj_triton.triton.tensors import lacks_batch_dimension, read_rows, read_stream, read_timeout
 
 ENGINE_MODULE = "gptj_triton.triton.engine_process"
 
@@ -31,19 +32,17 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Start or join the engine; raises TritonModelException with the engine's reason when it cannot start."""
-        model_config = json.loads(args["model_config"])
-        parameters = {name: value["string_value"] for name, value in model_config.get("parameters", {}).items()}
-        self.decoupled = bool(model_config["model_transaction_policy"]["decoupled"])
         try:
-            # Not a setting of the engine, which models with equal settings share.
-            pace = read_pace(parameters.pop("stream_pieces_per_second", "") if self.decoupled else "")
-            config = EngineConfig.from_parameters(parameters, Path(args["model_repository"]).parent.absolute())
+            settings = read_settings(
+                json.loads(args["model_config"]), Path(args["model_repository"]), args["model_version"]
+            )
             # The name of a socket too, which must be short.
-            self.engine = EngineClient(config, own_server_pid(), str(os.getpid()), ENGINE_MODULE)
+            self.engine = EngineClient(settings.engine, own_server_pid(), str(os.getpid()), ENGINE_MODULE)
         except ConfigError as error:
             raise pb_utils.TritonModelException(f"cannot serve GPT-J: {error}") from None
+        self.decoupled = settings.decoupled
         self.metrics = PublishedMetrics(args["model_name"])
-        self.replies = Replies(self.engine, pace, self.metrics.publish)
+        self.replies = Replies(self.engine, settings.pace, self.metrics.publish)
 
     def execute(self, requests: list[Any]) -> None:
         """Hand every sequence of every request to the engine; `replies` answers them."""
@@ -51,6 +50,9 @@ class TritonPythonModel:
             responder = TritonResponder(request)
             try:
                 tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+                if lacks_batch_dimension(tensors):
+                    responder.is_single_row = True
+                    tensors = {name: array[np.newaxis] for name, array in tensors.items()}
                 rows = read_rows(tensors, self.engine.engine_info)
                 timeout = read_timeout(request.timeout(), request.parameters())
                 if self.decoupled and read_stream(tensors, rows):
@@ -76,6 +78,7 @@ class TritonResponder:
     """Where the responses to one request of Triton's go."""
 
     def __init__(self, request: Any) -> None:
+        self.is_single_row = False  # whether its tensors come, and go, without a batch dimension
         self._request = request
         self._sender = request.get_response_sender()
         self._tensors: dict[str, tuple[NDArray[Any], Any]] = {}  # of the last response
@@ -84,9 +87,7 @@ class TritonResponder:
         """Send tensors, as the last response or as one of several."""
         # An array that was sent before is in shared memory already.
         kept = {name: known for name, known in self._tensors.items() if outputs.get(name) is known[0]}
-        self._tensors = {
-            name: kept.get(name) or (array, pb_utils.Tensor(name, array)) for name, array in outputs.items()
-        }
+        self._tensors = {name: kept.get(name) or (array, self._tensor(name, array)) for name, array in outputs.items()}
         response = pb_utils.InferenceResponse([tensor for _, tensor in self._tensors.values()])
         self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)
 
@@ -95,6 +96,9 @@ class TritonResponder:
         error = pb_utils.TritonError(message, pb_utils.TritonError.UNAVAILABLE if code is None else code)
         response = pb_utils.InferenceResponse(error=error)
         self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def _tensor(self, name: str, array: NDArray[Any]) -> Any:
+        return pb_utils.Tensor(name, array[0] if self.is_single_row else array)
 
     def is_cancelled(self) -> bool:
         """Whether the client left. Triton reports it only of clients that ask this model directly, over gRPC."""

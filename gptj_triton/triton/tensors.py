@@ -44,6 +44,19 @@ class Row:
         return len(self.sequences)
 
 
+def lacks_batch_dimension(tensors: Tensors) -> bool:
+    """Whether `input_ids` is [L]: a request of one row, to a model whose max_batch_size is 0.
+
+    Such a model's tensors have the shapes that its config.pbtxt says, so it can also have `input_ids` [B, L]. Raises
+    InvalidRequestError where they are neither.
+    """
+    dimensions = tensors["input_ids"].ndim if "input_ids" in tensors else 0
+    if dimensions not in (1, 2):
+        found = f"of {dimensions} dimensions" if dimensions else "absent"
+        raise InvalidRequestError("input_ids", found, "[B, L], or [L] without a batch dimension")
+    return dimensions == 1
+
+
 def read_rows(tensors: Tensors, model: Welcome) -> list[Row]:
     """The rows of one request, checked. `model` has the ids that absent fields mean, and what the model allows.
 
@@ -51,6 +64,9 @@ def read_rows(tensors: Tensors, model: Welcome) -> list[Row]:
     """
     require(tensors, REQUIRED)
     rows = []
+    for name, tensor in tensors.items():
+        if len(tensor) != len(tensors["input_ids"]):  # Triton sees to that unless max_batch_size is 0
+            raise InvalidRequestError(name, f"of {len(tensor)} rows", f"{len(tensors['input_ids'])}, as input_ids has")
     for index in range(len(tensors["input_ids"])):
         try:
             rows.append(_read_row(tensors, index, model))
@@ -122,6 +138,8 @@ def _read_row(tensors: Tensors, index: int, model: Welcome) -> Row:
         end_ids = tuple(dict.fromkeys(token for token in tensors["end_ids"][index].tolist() if token != -1))
     else:
         end_ids = (scalar("end_id", 0),) if "end_id" in tensors else model.end_ids
+    if "random_seed" in values:
+        values["random_seed"] &= _MASK  # it may be below 0 where a config.pbtxt declares INT32, as older versions did
     params = SamplingParams(
         end_ids=end_ids,
         bad_words_list=_read_words(tensors, "bad_words_list", index),
@@ -179,6 +197,8 @@ def _read_words(tensors: Tensors, name: str, index: int) -> Words:
     """
     if name not in tensors:
         return ()
+    if tensors[name].ndim != 3 or tensors[name].shape[1] != 2:
+        raise InvalidRequestError(name, f"of shape {list(tensors[name].shape)}", "[B, 2, W]")
     tokens, ends = tensors[name][index].tolist()
     words: list[tuple[int, ...]] = []
     start = 0

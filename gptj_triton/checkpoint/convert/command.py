@@ -25,7 +25,13 @@ def parse_settings(arguments: Sequence[str] | None) -> Settings:
     add("--to", required=True, choices=["fastertransformer", "huggingface"])
     add("--tensor-para-size", type=int, default=1, metavar="T", help="GPUs that share the weights (default: 1)")
     add("--weight-data-type", choices=list(WEIGHT_TYPES), help="default: the source's own")
-    add("--context-length", type=int, default=0, metavar="N", help="tokens, where no config.json beside SRC says it")
+    add(
+        "--context-length",
+        type=int,
+        default=0,
+        metavar="N",
+        help="tokens, where no config.json beside SRC says it (default: 2048)",
+    )
     return Settings(**vars(parser.parse_args(arguments)))
 
 

@@ -24,6 +24,7 @@ from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.checkpoint.tensor_table import check_split
 from gptj_triton.checkpoint.weights import open_weights
 from gptj_triton.errors import ConfigError
+from gptj_triton.stand_ins import refuse_stand_in
 
 COMPANIONS = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json"),
@@ -56,6 +57,8 @@ def convert(settings: Settings) -> None:
     if settings.context_length < 0:
         raise ConfigError(f"--context-length is {settings.context_length}, allowed: 0 or more")
     files = find_checkpoint_files(settings.source)
+    for path in filter(None, map(files.find, COMPANIONS)):
+        refuse_stand_in(path)
     config = ModelConfig.read(settings.source, settings.context_length)
     if settings.to == "huggingface" and settings.tensor_para_size != 1:
         raise ConfigError(f"--tensor-para-size is {settings.tensor_para_size}, but Hugging Face's files are not split")
@@ -116,7 +119,7 @@ def start_or_resume(partial: Path, settings: Settings, files: CheckpointFiles, d
 def write_companions(partial: Path, files: CheckpointFiles, config: ModelConfig, data_type: DataType) -> None:
     """Write config.json, and copy the tokenizer's files."""
     found = files.find("config.json")
-    raw = config.to_huggingface() if found is None else json.loads(found.read_text(encoding="utf-8"))
+    raw = config.to_huggingface() if found is None else json.loads(found.read_text(encoding="utf-8-sig"))
     # Both matrices are written, so nothing is tied any more; older releases of transformers named the type torch_dtype.
     raw.pop("torch_dtype", None)
     raw |= {"dtype": data_type.torch_name, "tie_word_embeddings": False}

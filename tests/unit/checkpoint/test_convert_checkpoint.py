@@ -188,8 +188,8 @@ def test_what_the_files_do_not_say_is_taken_from_the_options_and_then_said(
     make_checkpoint: MakeCheckpoint, write_fastertransformer: Write, tmp_path: Path
 ) -> None:
     split = write_fastertransformer(make_checkpoint(**FOUR_HEADS), tmp_path / "2-gpu", 2)
-    with pytest.raises(ConfigError, match="does not say how many tokens"):
-        run(split, tmp_path / "target", "huggingface")
+    default = run(split, tmp_path / "default", "huggingface")
+    assert ModelConfig.read(default).context_length == 2048
     target = run(split, tmp_path / "target", "huggingface", context_length=96)
     assert ModelConfig.read(target).context_length == 96
     assert GPTJForCausalLM.from_pretrained(target).config.n_positions == 96
@@ -201,7 +201,7 @@ def test_what_the_files_do_not_say_is_taken_from_the_options_and_then_said(
         (["{source}", "{source}"], "SRC and DST are the same directory"),
         (["{source}", "{parent}/x/../{name}"], "SRC and DST are the same directory"),
         (["{source}", "{here}"], "exists already: DST is made, never changed"),
-        (["{here}/nowhere", "{here}/new"], "nowhere/config.json cannot be read"),
+        (["{here}/nowhere", "{here}/new"], "nowhere does not exist"),
         (["{source}", "{here}/new", "--tensor-para-size", "3"], "a split into 3 does not divide the heads, 4"),
         (["{source}", "{here}/new", "--tensor-para-size", "0"], "a split into 0 does not divide the heads, 4"),
         (["{source}", "{here}/new", "--tensor-para-size", "-2"], "a split into -2 does not divide the heads, 4"),

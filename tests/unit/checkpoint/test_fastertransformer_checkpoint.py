@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gptj_triton.checkpoint.data_types import COMPUTE_TYPES, WEIGHT_TYPES
 from gptj_triton.checkpoint.files import find_checkpoint_files
-from gptj_triton.checkpoint.model_config import ModelConfig
+from gptj_triton.checkpoint.model_config import GPTJ_CONTEXT_LENGTH, ModelConfig
 from gptj_triton.checkpoint.weights import ModelWeights, load_weights
 from gptj_triton.errors import ConfigError
 
@@ -26,6 +26,7 @@ CPU = torch.device("cpu")
 THREE_HEADS: dict[str, Any] = {}
 EIGHT_HEADS = {"n_embd": 64, "n_head": 8, "rotary_dim": 4, "vocab_size": 301}
 ODD_INNER = {"n_embd": 48, "n_head": 3, "n_inner": 99, "rotary_dim": 16, "n_layer": 1, "vocab_size": 505}
+GIT_LFS_POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 77056\n"
 QKV = "model.layers.1.attention.query_key_value.weight.1.bin"
 
 
@@ -114,8 +115,7 @@ def test_weights_in_hugging_faces_layout_come_before_a_split_in_a_subdirectory(
 
 def test_only_a_directory_named_for_its_split_looks_into_its_parent(two_ranks: Path) -> None:
     (two_ranks / "config.json").rename(two_ranks.parent / "config.json")
-    with pytest.raises(ConfigError, match="set context_length"):
-        ModelConfig.read(two_ranks)
+    assert ModelConfig.read(two_ranks).context_length == GPTJ_CONTEXT_LENGTH
 
 
 def test_the_tokenizer_is_found_beside_the_weights_and_above_them(storyteller: Path, two_ranks: Path) -> None:
@@ -136,14 +136,20 @@ def test_the_layer_norms_epsilon_is_that_of_config_json_else_gptjs(two_ranks: Pa
     assert ModelConfig.read(two_ranks, 64).layer_norm_eps == 1e-5
 
 
-def test_a_context_length_is_needed_where_no_file_says_it_and_refused_where_one_says_another(two_ranks: Path) -> None:
+def test_a_context_length_that_nothing_names_is_gptjs_and_one_that_contradicts_a_file_is_refused(
+    two_ranks: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(ConfigError, match=r"context_length is 64, but .*config\.json says 1024"):
         ModelConfig.read(two_ranks, 64)
     assert ModelConfig.read(two_ranks, 1024).context_length == 1024
     (two_ranks / "config.json").unlink()
-    with pytest.raises(ConfigError, match=r"config\.ini does not say how many tokens .* set context_length"):
-        ModelConfig.read(two_ranks)
     assert ModelConfig.read(two_ranks, 64).context_length == 64
+    assert ModelConfig.read(two_ranks, 64, max_seq_len=528).context_length == 64
+    assert ModelConfig.read(two_ranks, max_seq_len=528).context_length == 528
+    assert not caplog.messages
+    assert ModelConfig.read(two_ranks).context_length == 2048
+    [warning] = caplog.messages
+    assert "config.ini does not say how many tokens the context holds" in warning and "2048 are taken" in warning
 
 
 def replace(path: Path, old: str, new: str) -> None:
@@ -169,7 +175,7 @@ def replace(path: Path, old: str, new: str) -> None:
         ("head_num = 8\n", "", r"config\.ini has no key 'head_num'"),
         ("num_layer = 2", "num_layer = two", r"config\.ini: num_layer is 'two', expected a whole number of 1 or more"),
         ("num_layer = 2", "num_layer = 0", r"config\.ini: num_layer is '0', expected a whole number of 1 or more"),
-        ("[gptj]", "[gpt]", r"config\.ini has no section \[gptj\], found: gpt"),
+        ("[gptj]", "[gptneox]", r"config\.ini has no section \[gptj\], found: gptneox"),
         ("[gptj]", "gptj", r"config\.ini is no ini file"),
         ("[gptj]", "[gptj]\nlayers = 2", r"config\.ini has the unknown key 'layers'"),
         ("[gptj]", "[gptj]\nnum_tasks = 2", r"config\.ini: num_tasks is 2, but prompt-tuning tasks"),
@@ -261,4 +267,85 @@ def test_a_rank_that_is_missing_everywhere_or_one_too_many_is_refused(two_ranks:
     for path in two_ranks.glob("model.layers.*.[12].bin"):
         path.unlink()
     with pytest.raises(ConfigError, match=r"0\.bin has 24576 bytes, expected 49152 bytes"):
+        load(two_ranks)
+
+
+def test_every_end_id_of_a_list_that_nvidias_converter_copied_ends_a_text(two_ranks: Path) -> None:
+    (two_ranks / "config.json").unlink()
+    replace(two_ranks / "config.ini", "end_id = 256", "end_id = [256, 10]")
+    assert ModelConfig.read(two_ranks).end_ids == (256, 10)
+
+
+@pytest.fixture
+def fauxpilots(two_ranks: Path) -> Path:
+    """The same files with the config.ini that FauxPilot's converter writes: the section [gpt] has its options and all
+    that GPTJConfig has, as text (converter/huggingface_gptj_convert.py).
+    """
+    config = json.loads((two_ranks / "config.json").read_text())
+    del config["model_type"]  # an attribute of the class, which the converter does not see
+    keys = {"saved_dir": "/models", "in_file": "gptj", "trained_gpu_num": 1, "infer_gpu_num": 2, "processes": 4}
+    keys |= {
+        "weight_data_type": "fp32",
+        "torch_dtype": "torch.float32",
+        "id2label": {0: "LABEL_0"},
+        "bad_words_ids": None,
+    }
+    text = "".join(f"{key} = {value}\n" for key, value in (keys | config).items())
+    (two_ranks / "config.ini").write_text(f"[gpt]\n{text}\n")
+    return two_ranks
+
+
+def test_fauxpilots_config_ini_says_all_that_hugging_faces_config_json_says(
+    fauxpilots: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = load(fauxpilots)
+    config = ModelConfig.read(fauxpilots)
+    (fauxpilots / "config.json").unlink()
+    assert ModelConfig.read(fauxpilots) == config
+    assert_equal(load(fauxpilots), expected)
+    assert not caplog.messages
+    with pytest.raises(ConfigError, match=r"context_length is 64, but .*config\.ini says 1024"):
+        ModelConfig.read(fauxpilots, 64)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("n_layer = 2", "n_layer = two", r"config\.ini: n_layer is 'two', expected a whole number of 1 or more"),
+        ("n_layer = 2\n", "", r"config\.ini has no key 'n_layer'"),
+        ("rotary_dim = 4\n", "", r"config\.ini has no key 'rotary_dim', so this is no GPT-J"),
+        ("gelu_new", "relu", r"config\.ini: activation_function is 'relu', expected 'gelu_new'"),
+        ("n_positions = 1024", "n_positions = 512", r"config\.json says context_length is 1024, but .*ini says 512"),
+    ],
+)
+def test_a_config_ini_of_fauxpilots_that_is_broken_is_refused(
+    old: str, new: str, message: str, fauxpilots: Path
+) -> None:
+    replace(fauxpilots / "config.ini", old, new)
+    if "config\\.json" not in message:
+        (fauxpilots / "config.json").unlink()
+    with pytest.raises(ConfigError, match=message):
+        load(fauxpilots)
+
+
+def test_files_that_an_editor_saved_with_a_byte_order_mark_are_read(two_ranks: Path) -> None:
+    expected = ModelConfig.read(two_ranks)
+    for name in ("config.ini", "config.json"):
+        text = (two_ranks / name).read_text()
+        (two_ranks / name).write_text(text.replace("\n", "\r\n"), encoding="utf-8-sig")
+    assert ModelConfig.read(two_ranks) == expected
+
+
+@pytest.mark.parametrize("name", ["config.ini", "config.json", "model.wte.bin", QKV])
+def test_a_git_lfs_pointer_in_place_of_a_file_is_called_that(name: str, two_ranks: Path) -> None:
+    (two_ranks / name).write_text(GIT_LFS_POINTER)
+    with pytest.raises(ConfigError, match=re.escape(f"{two_ranks / name} is a Git LFS pointer")):
+        load(two_ranks)
+
+
+@pytest.mark.parametrize("name", ["config.ini", "config.json", "model.wte.bin"])
+def test_a_link_to_nothing_in_place_of_a_file_is_called_that(name: str, two_ranks: Path) -> None:
+    (two_ranks / name).unlink()
+    (two_ranks / name).symlink_to("../blobs/0")
+    with pytest.raises(ConfigError, match=re.escape(f"{two_ranks / name} is a link to ../blobs/0, which does not")):
         load(two_ranks)

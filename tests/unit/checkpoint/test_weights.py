@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from gptj_triton.checkpoint.weights import ModelWeights, load_weights
 from gptj_triton.errors import ConfigError
 
 CPU = torch.device("cpu")
+GIT_LFS_POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12\n"
 MLP = "transformer.h.1.mlp.fc_in.weight"
 
 
@@ -47,6 +50,12 @@ def shards(one_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     GPTJForCausalLM.from_pretrained(one_file).save_pretrained(directory, max_shard_size="200KB")
     assert len(list(directory.glob("model-*.safetensors"))) > 2
     return directory
+
+
+def save_pickled(content: Any, checkpoint: Path, zipped: bool = True) -> None:
+    """In place of the safetensors; not zipped is what torch wrote before version 1.6."""
+    (checkpoint / "model.safetensors").unlink()
+    torch.save(content, checkpoint / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
 
 
 def test_shards_load_to_what_one_file_loads_to(one_file: Path, shards: Path) -> None:
@@ -120,9 +129,96 @@ def test_a_truncated_safetensors_file_is_refused_by_its_name(size: int, copy: Pa
         load(copy)
 
 
+def test_a_pytorch_file_from_before_torch_1_6_loads_to_the_same(one_file: Path, copy: Path) -> None:
+    save_pickled(load_file(copy / "model.safetensors"), copy, zipped=False)
+    for got, expected in zip(all_tensors(load(copy)), all_tensors(load(one_file)), strict=True):
+        assert torch.equal(got, expected)
+
+
+class Code:
+    """Unpickling it makes a file, as that of a hostile checkpoint could do anything."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Path]]:
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_code_in_a_pytorch_file_is_refused_and_never_runs(zipped: bool, copy: Path) -> None:
+    save_pickled({"transformer.wte.weight": Code(copy / "ran")}, copy, zipped)
+    with pytest.raises(
+        ConfigError, match=r"pytorch_model\.bin cannot be read: it holds more than tensors \(.*\), and code"
+    ):
+        load(copy)
+    assert not (copy / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "pretrained_model.", "gptj."]
+)
+def test_what_tools_put_in_front_of_the_names_is_passed_over(prefix: str, one_file: Path, copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    for kept in ("transformer.", ""):
+        renamed = {prefix + kept + name.removeprefix("transformer."): tensors[name] for name in tensors}
+        save_file(renamed, copy / "model.safetensors")
+        for got, expected in zip(all_tensors(load(copy)), all_tensors(load(one_file)), strict=True):
+            assert torch.equal(got, expected)
+
+
+def test_what_tools_put_between_the_parts_of_names_is_passed_over(one_file: Path, copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    renamed = {name.replace(".attn.", "._fsdp_wrapped_module.attn._orig_mod."): tensors[name] for name in tensors}
+    save_file(renamed, copy / "model.safetensors")
+    for got, expected in zip(all_tensors(load(copy)), all_tensors(load(one_file)), strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("name", ["state_dict", "model_state_dict", "model", "module"])
+def test_tensors_inside_what_a_trainer_saved_are_found(name: str, one_file: Path, copy: Path) -> None:
+    save_pickled({"epoch": 3, name: load_file(copy / "model.safetensors")}, copy)
+    for got, expected in zip(all_tensors(load(copy)), all_tensors(load(one_file)), strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"]
+)
+def test_a_git_lfs_pointer_in_place_of_a_file_is_called_that(name: str, copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    (copy / name).write_text(GIT_LFS_POINTER)
+    message = f"{copy / name} is a Git LFS pointer, not the file itself: run `git lfs pull` in {copy}"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load(copy)
+
+
+def test_a_git_lfs_pointer_in_place_of_a_shard_or_of_config_json_is_called_that(shards: Path, tmp_path: Path) -> None:
+    for name in (min(shards.glob("model-*.safetensors")).name, "config.json"):
+        broken = shutil.copytree(shards, tmp_path / name)
+        (broken / name).write_text(GIT_LFS_POINTER)
+        with pytest.raises(ConfigError, match=re.escape(f"{broken / name} is a Git LFS pointer")):
+            load(broken)
+
+
+def test_a_pointer_beside_the_weights_that_are_read_does_no_harm(copy: Path) -> None:
+    for name in ("pytorch_model.bin", "tf_model.h5"):
+        (copy / name).write_text(GIT_LFS_POINTER)
+    load(copy)
+
+
+def test_a_link_to_nothing_in_place_of_the_weights_is_called_that(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    (copy / "model.safetensors").symlink_to("../../blobs/0")
+    with pytest.raises(ConfigError, match=r"model\.safetensors is a link to \.\./\.\./blobs/0, which does not exist"):
+        load(copy)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("size", [0, 4, 1000, -1])
-def test_a_truncated_pytorch_file_is_refused_by_its_name(size: int, copy: Path) -> None:
-    torch.save(load_file(copy / "model.safetensors"), copy / "whole.bin")
+def test_a_truncated_pytorch_file_is_refused_by_its_name(size: int, zipped: bool, copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    torch.save(tensors, copy / "whole.bin", _use_new_zipfile_serialization=zipped)
     (copy / "pytorch_model.bin").write_bytes((copy / "whole.bin").read_bytes()[:size])
     (copy / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"pytorch_model\.bin cannot be read"):

@@ -73,8 +73,51 @@ def test_an_unknown_parameter_is_refused_and_the_known_ones_are_named() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "field", "expected"),
+    [
+        *(("model_type", spelling, "model_type", "GPT-J") for spelling in ("gpt-j", "gptj", "GPTJ", "GPT_J", "gpt j")),
+        *(("data_type", spelling, "data_type", "fp16") for spelling in ("FP16", "float16", "half", "TYPE_FP16")),
+        *(("data_type", spelling, "data_type", "bf16") for spelling in ("BF16", "bfloat16")),
+        *(("data_type", spelling, "data_type", "fp32") for spelling in ("Float32", "float", " fp32 ")),
+        ("is_half", "1", "data_type", "fp16"),
+        ("is_half", "0", "data_type", "fp32"),
+        ("is_half", "", "data_type", "auto"),
+        ("tensor_para_size", " 2 ", "tensor_para_size", 2),
+        ("max_seq_len", "528", "max_seq_len", 528),
+    ],
+)
+def test_spellings_of_people_and_of_older_versions_are_understood(
+    name: str, value: str, field: str, expected: object
+) -> None:
+    config = EngineConfig.from_parameters({"model_checkpoint_path": "/w", name: value}, REPOSITORY)
+    assert getattr(config, field) == expected
+
+
+def test_data_type_comes_before_is_half() -> None:
+    parameters = {"model_checkpoint_path": "/w", "is_half": "1", "data_type": "bf16"}
+    assert EngineConfig.from_parameters(parameters, REPOSITORY).data_type == "bf16"
+
+
+def test_parameters_of_older_versions_and_of_others_are_passed_over_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    older = ["head_num", "size_per_head", "inter_size", "vocab_size", "start_id", "end_id", "decoder_layers"]
+    older += ["model_name", "rotary_embedding", "top_k", "top_p", "max_input_len", "beam_width", "temperature"]
+    older += ["repetition_penalty", "len_penalty", "beam_search_diversity_rate", "is_sparse"]
+    triton = ["FORCE_CPU_ONLY_INPUT_TENSORS", "EXECUTION_ENV_PATH", "team"]
+    parameters = {"model_checkpoint_path": "/w"} | dict.fromkeys([*older, *triton], "16")
+    assert EngineConfig.from_parameters(parameters, REPOSITORY) == EngineConfig("/w")
+    [warning] = caplog.messages
+    assert all(name in warning for name in [*older, *triton])
+
+
+@pytest.mark.parametrize(
     ("name", "value", "message"),
     [
+        ("is_half", "2", "is_half is '2', allowed: 0, 1"),
+        ("max_seq_len", "-1", "max_seq_len is -1, allowed: 0 or more"),
+        ("context_len", "64", "context_len is unknown, known: "),
+        ("checkpoint_path", "/w", "checkpoint_path is unknown, known: "),
         ("tensor_para_size", "0", "tensor_para_size is 0, allowed: 1 or more"),
         ("pipeline_para_size", "0", "pipeline_para_size is 0, allowed: 1"),
         ("data_type", "fp8", "data_type is 'fp8', allowed: auto, fp32, fp16, bf16"),

@@ -65,6 +65,31 @@ def test_what_is_no_directory_and_no_hub_id_is_refused(model: str) -> None:
         find_checkpoint(ModelRequest(model), EMBEDDED, STAGING)
 
 
+def test_a_directory_that_is_a_file_or_empty_is_called_that(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "weights.bin").touch()
+    with pytest.raises(ServeError, match=r"--model .*/empty is an empty directory: no config\.json and no config\.ini"):
+        find_checkpoint(ModelRequest(str(tmp_path / "empty")), EMBEDDED, STAGING)
+    for option, request in (
+        ("--model", ModelRequest(str(tmp_path / "weights.bin"))),
+        ("--tokenizer", ModelRequest(None, str(tmp_path / "weights.bin"))),
+    ):
+        with pytest.raises(ServeError, match=f"{option} .*weights.bin: a file, expected the directory"):
+            find_checkpoint(request, EMBEDDED, tmp_path / "staging")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"])
+def test_a_git_lfs_pointer_beside_the_weights_or_in_a_tokenizers_directory_is_called_that(
+    name: str, slow_tokenizer: Path, tmp_path: Path
+) -> None:
+    (slow_tokenizer / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ServeError, match=f"--model .*/{name} is a Git LFS pointer, .*: run `git lfs pull` in .*/slow"):
+        find_checkpoint(ModelRequest(str(slow_tokenizer)), EMBEDDED, STAGING)
+    if name != "config.json":  # a tokenizer's directory needs none
+        with pytest.raises(ServeError, match=f"--tokenizer .*/{name} is a Git LFS pointer"):
+            find_checkpoint(ModelRequest(None, str(slow_tokenizer)), EMBEDDED, tmp_path / "staging")
+
+
 def test_a_directory_without_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ServeError, match=r"no config\.json"):
         find_checkpoint(ModelRequest(str(tmp_path)), EMBEDDED, STAGING)
@@ -129,10 +154,10 @@ def assert_embedded_tokenizer(folder: Path) -> None:
 
 def test_what_a_fastertransformer_directory_lacks_is_asked_for_by_its_option(nvidias: Path, tmp_path: Path) -> None:
     staging = tmp_path / "staging"
-    with pytest.raises(ServeError, match=r"no config\.json beside it says how many tokens .*: give --context-length$"):
-        find_checkpoint(ModelRequest(str(nvidias)), EMBEDDED, staging)
     with pytest.raises(ServeError, match=r"no tokenizer\.json beside it: give --tokenizer$"):
-        find_checkpoint(ModelRequest(str(nvidias), context_length=48), EMBEDDED, staging)
+        find_checkpoint(ModelRequest(str(nvidias)), EMBEDDED, staging)
+    find_checkpoint(ModelRequest(str(nvidias), str(EMBEDDED)), EMBEDDED, tmp_path / "unnamed")
+    assert read_json(tmp_path / "unnamed" / "config.json")["n_positions"] == 2048
     request = ModelRequest(str(nvidias), str(EMBEDDED), 48)
     assert find_checkpoint(request, EMBEDDED, staging) == Checkpoint(nvidias / "2-gpu", staging, 48)
     staged = read_json(staging / "config.json")

@@ -19,7 +19,7 @@ def end_ids(folder: Path, in_config: Any, in_generation_config: Any = None) -> t
     """What is read where config.json has one value and generation_config.json, unless it is None, has another."""
     if in_generation_config is not None:
         (folder / "generation_config.json").write_text(json.dumps(in_generation_config))
-    return read_end_ids(folder, {} if in_config == ABSENT else {"eos_token_id": in_config}, 100)
+    return read_end_ids(folder / "config.json", {} if in_config == ABSENT else {"eos_token_id": in_config}, 100)
 
 
 @pytest.mark.parametrize(

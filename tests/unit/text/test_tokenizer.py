@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, normalizers
 
+from gptj_triton.errors import ConfigError
 from gptj_triton.text.tokenizer import PromptTokenizer
 from gptj_triton.triton.token_tensors import column, pad_right, seeds, word_lists
 
@@ -152,3 +153,11 @@ def test_rows_without_a_seed_draw_different_ones_and_given_seeds_stay() -> None:
     assert drawn.shape == (4, 1)
     assert drawn[2:, 0].tolist() == [2**64 - 1, 0]
     assert len({*drawn[:2, 0].tolist(), *seeds([None, None])[:, 0].tolist()}) == 4
+
+
+def test_a_directory_that_is_not_there_and_a_git_lfs_pointer_are_called_that(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="absent is no directory; tokenizer_dir must name one"):
+        PromptTokenizer.load(tmp_path / "absent")
+    (tmp_path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ConfigError, match=r"tokenizer\.json is a Git LFS pointer"):
+        PromptTokenizer.load(tmp_path)

@@ -15,7 +15,14 @@ from gptj_triton.errors import InvalidRequestError
 from gptj_triton.fields import BY_TENSOR
 from gptj_triton.process.messages import Finished, Result, Welcome
 from gptj_triton.triton.output_tensors import PieceTensors, write_tensors
-from gptj_triton.triton.tensors import SCALARS, derived_seed, read_rows, read_stream, read_timeout
+from gptj_triton.triton.tensors import (
+    SCALARS,
+    derived_seed,
+    lacks_batch_dimension,
+    read_rows,
+    read_stream,
+    read_timeout,
+)
 
 LIMITS = Limits(vocab_size=100, context_length=32, stop_strings=True, num_pages=20, page_size=16, max_sequences=64)
 MODEL = Welcome(engine_pid=1, limits=LIMITS, start_id=98, end_ids=(99,))
@@ -459,3 +466,26 @@ def test_a_timeout_comes_from_triton_or_among_the_parameters_of_generate() -> No
 def test_a_timeout_that_is_no_number_of_microseconds_is_refused(value: str) -> None:
     with pytest.raises(InvalidRequestError, match=r"^timeout is .*, allowed: a whole number of microseconds, 0 for"):
         read_timeout(0, f'{{"timeout": {value}}}')
+
+
+def test_a_request_of_one_row_may_lack_the_batch_dimension() -> None:
+    assert lacks_batch_dimension({"input_ids": np.array([1, 2], np.uint32)})
+    assert not lacks_batch_dimension({"input_ids": np.array([[1, 2]], np.uint32)})
+    for tensors in ({}, {"input_ids": np.array([[[1]]], np.uint32)}):
+        with pytest.raises(InvalidRequestError, match=r"^input_ids is .*, allowed: \[B, L\], or \[L\]"):
+            lacks_batch_dimension(tensors)
+
+
+def test_tensors_that_differ_in_their_rows_or_have_another_shape_are_refused_by_their_name() -> None:
+    tensors = request([1, 2, 3]) | {"temperature": np.ones((2, 1), np.float32)}
+    with pytest.raises(InvalidRequestError, match=r"temperature is of 2 rows, allowed: 1, as input_ids has"):
+        read_rows(tensors, MODEL)
+    for shape in ((1, 3), (1, 1, 3), (1, 3, 3)):
+        tensors = request([1, 2, 3]) | {"bad_words_list": np.zeros(shape, np.int32)}
+        with pytest.raises(InvalidRequestError, match=r"bad_words_list is of shape .*, allowed: \[B, 2, W\]"):
+            read_rows(tensors, MODEL)
+
+
+def test_a_seed_below_0_of_an_older_configuration_is_the_unsigned_number_of_the_same_bits() -> None:
+    tensors = request([1]) | {"random_seed": np.array([[-1]], np.int32)}
+    assert only_params(tensors).random_seed == 2**64 - 1
