@@ -1,0 +1,31 @@
+# /// script
+# dependencies = ["llama-index-llms-nvidia-triton==0.6.0"]
+# ///
+"""LlamaIndex's `NvidiaTriton`, which streams over gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from asked import MAX_TOKENS, PROMPT, end, read_arguments, tell
+from llama_index.core.llms import ChatMessage
+from llama_index.llms.nvidia_triton import NvidiaTriton
+
+ARGUMENTS = read_arguments()
+
+
+def llm(tokens: int = MAX_TOKENS) -> NvidiaTriton:
+    # It drops the last of `tokens` pieces. Its option `model` is ignored.
+    return NvidiaTriton(server_url=ARGUMENTS.grpc, model_name=ARGUMENTS.streaming_model, tokens=tokens + 1)
+
+
+def stream() -> Iterator[str]:
+    for piece in llm().stream_complete(PROMPT):
+        yield piece.delta
+
+
+tell("`complete`", "whole", lambda: llm().complete(PROMPT).text)
+tell("`complete`", "error", lambda: llm(-1).complete(PROMPT).text)
+tell("`stream_complete`", "streamed", stream)
+tell("`chat`", "whole", lambda: str(llm().chat([ChatMessage(role="user", content=PROMPT)]).message.content))
+end()
