@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Answer:
     """The answer to one prompt. Lists have an entry for each returned sequence; what was not asked for is empty (None).
 
-    In a batch, rows of `output_log_probs` are as long as the batch's longest answer. In a stream `text` is what is new,
-    `finish_reason` has empty strings and the numbers of tokens are empty until the last piece; the rest is so far.
+    In a batch, rows of `output_log_probs` are as long as the batch's longest answer. In a stream `text` and
+    `num_output_tokens` are what is new, and `finish_reason` has empty strings until the last piece; the rest is so far.
     """
 
     text: list[str]

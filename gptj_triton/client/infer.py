@@ -128,9 +128,14 @@ class InferEndpoint:
             found: list[Any] = result.as_numpy(name)[row].tolist()
             return found
 
+        def texts(name: str) -> list[bytes]:
+            """Those of the row's sequences: [B] where each row has one, else [B, n]."""
+            found: list[bytes] = result.as_numpy(name)[row : row + 1].ravel().tolist()
+            return found
+
         return Answer(
-            text=[text.decode(errors="replace") for text in values("text_output")],
-            finish_reason=[text.decode() for text in values("finish_reason")],
+            text=[text.decode(errors="replace") for text in texts("text_output")],
+            finish_reason=[text.decode() for text in texts("finish_reason")],
             sequence_length=values("sequence_length"),
             num_input_tokens=next(iter(values("num_input_tokens")), None),
             num_output_tokens=values("num_output_tokens"),

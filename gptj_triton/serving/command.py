@@ -47,7 +47,11 @@ def serve(options: Options, folder: Path) -> int:
     stage = stage_backends(folder / "stage", find_triton(), backend_of(options))
     overrides = choose_overrides(options, folder)
     stage_repository(
-        options.model_repository, folder / "models", overrides, nvidia_backend=options.backend_directory is not None
+        options.model_repository,
+        folder / "models",
+        overrides,
+        nvidia_backend=options.backend_directory is not None,
+        streaming_ensemble=options.streaming_ensemble,
     )
     region_prefix = new_region_prefix()
     command = [

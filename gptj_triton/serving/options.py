@@ -32,7 +32,7 @@ OVERRIDING_OPTIONS = (
         "tensor_para_size",
         "engine_python",
     ),
-    *("stream_pieces_per_second", "backend_directory"),
+    *("stream_pieces_per_second", "streaming_ensemble", "backend_directory"),
 )
 
 PORTS = ("http_port", "grpc_port", "metrics_port")
@@ -54,6 +54,7 @@ class Options:
     grpc_port: int
     metrics_port: int
     stream_pieces_per_second: int | None
+    streaming_ensemble: bool
     backend_directory: Path | None
     engine_python: str
     print_command: bool
@@ -138,6 +139,8 @@ def parser() -> OneLineParser:
     add("--metrics-port", type=port, default=8002, metavar="PORT", help="default: 8002")
     pace_help = "most pieces a second of all streams together (default: what the model repository says)"
     add("--stream-pieces-per-second", type=positive, metavar="N", help=pace_help)
+    ensemble_help = "let `ensemble` stream where a request says stream: true, and lose `infer` on it"
+    add("--streaming-ensemble", action="store_true", help=ensemble_help)
     add("--backend-directory", type=Path, metavar="DIR", help="directory with NVIDIA's fastertransformer backend")
     add("--engine-python", default="python3", metavar="PROGRAM", help="the Python that has torch (default: this one)")
     add("--print-command", action="store_true", help="print how to serve model_repository/ by hand, and end")
@@ -159,6 +162,8 @@ def read_options(arguments: Sequence[str]) -> Options:
         for name in OVERRIDING_OPTIONS:
             if given[name] != command_line.get_default(name):
                 command_line.error(f"--print-command serves the repository as committed: leave out {flag(name)}")
+    if options.streaming_ensemble and options.backend_directory is not None:
+        command_line.error("--streaming-ensemble: NVIDIA's library (--backend-directory) is served without streams")
     if len({getattr(options, name) for name in PORTS}) < len(PORTS):
         values = ", ".join(f"{flag(name)} {getattr(options, name)}" for name in PORTS)
         command_line.error(f"the ports must differ: {values}")

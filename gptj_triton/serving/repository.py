@@ -16,6 +16,7 @@ from gptj_triton.serving.checkpoint import Checkpoint
 from gptj_triton.serving.errors import ServeError
 
 BACKEND = "fastertransformer"  # the name of the backend and of the model
+ENSEMBLE, STREAMING_ENSEMBLE = "ensemble", "ensemble_stream"
 # What this project adds to FasterTransformer's contract; NVIDIA's library knows none of it.
 ADDED_INPUTS = frozenset(
     name for name, field in BY_TENSOR.items() if field.tensor is not None and field.tensor.origin is Origin.OURS
@@ -44,14 +45,19 @@ def read_config(path: Path) -> Any:
         raise ServeError(f"{path}: {error}") from None
 
 
-def stage_repository(source: Path, target: Path, overrides: Overrides, nvidia_backend: bool) -> None:
+def stage_repository(
+    source: Path, target: Path, overrides: Overrides, nvidia_backend: bool, streaming_ensemble: bool = False
+) -> None:
     """Writes a copy of the model repository `source` into the directory `target`, with `overrides` applied and, for
-    NVIDIA's library, without this project's additions. `source` is not changed."""
+    NVIDIA's library, without this project's additions; with `streaming_ensemble`, `ensemble` can stream. `source` is
+    not changed."""
     configs = {path.parent: read_config(path) for path in sorted(source.glob("*/config.pbtxt"))}
     if not configs:
         raise ServeError(f"{source}: no model with a config.pbtxt in it")
     for config in configs.values():
         apply_overrides(config, overrides)
+    if streaming_ensemble:
+        make_ensemble_stream(configs)
     if nvidia_backend:
         configs = leave_out_streaming(configs)
         leave_out_additions(configs.values())
@@ -78,6 +84,23 @@ def apply_overrides(config: Any, overrides: Overrides) -> None:
         set_parameter(config, "context_length", str(overrides.checkpoint.context_length or ""))
     if config.model_transaction_policy.decoupled and overrides.stream_pieces_per_second:
         set_parameter(config, "stream_pieces_per_second", str(overrides.stream_pieces_per_second))
+
+
+def make_ensemble_stream(configs: dict[Path, Any]) -> None:
+    """Makes `ensemble` a copy of `ensemble_stream` but for one thing: it answers once unless a request's `stream` is
+    true, as TensorRT-LLM's does. ServeError where there is none of either."""
+    by_name = {folder.name: config for folder, config in configs.items()}
+    for name in (ENSEMBLE, STREAMING_ENSEMBLE):
+        if name not in by_name:
+            raise ServeError(f"--streaming-ensemble: {next(iter(configs)).parent}: no model {name}")
+    ensemble = by_name[ENSEMBLE]
+    ensemble.CopyFrom(by_name[STREAMING_ENSEMBLE])
+    ensemble.name = ENSEMBLE
+    for step in steps_of(ensemble, "preprocessing"):
+        step.input_map["stream"] = "stream"
+        step.output_map["stream"] = "_stream"
+    for step in steps_of(ensemble, f"{BACKEND}_stream"):
+        step.input_map["stream"] = "_stream"
 
 
 def leave_out_streaming(configs: dict[Path, Any]) -> dict[Path, Any]:

@@ -7,6 +7,7 @@ between its pieces. Knows the tokenizer, but neither Triton nor how the tokens c
 from __future__ import annotations
 
 import codecs
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ class Piece:
     """What one response adds to the text of a sequence; the only response has all of it.
 
     `finish_reason`: "stop", "length" or the engine's own word, "" while the sequence goes on; `num_output_tokens`
-    counts all new tokens so far, the end id too.
+    counts the new tokens that earlier responses did not have, the end id too.
     """
 
     text: str
@@ -40,19 +41,27 @@ class Detokenizer:
     """The bytes of every token: `prompt_table[id]`, and `new_table[id]` where special tokens stand for none.
 
     Both end in an entry without bytes, which serves ids that only the model has (GPT-J's vocabulary is padded).
+    `vocab_size` counts these too; None where there is no config.json to say so.
     """
 
     prompt_table: NDArray[np.object_]
     new_table: NDArray[np.object_]
+    vocab_size: int | None
 
     @classmethod
     def load(cls, directory: Path) -> Detokenizer:
-        """Read tokenizer.json; raises FileNotFoundError, ConfigError or NotByteLevelError saying what is wrong."""
+        """Read tokenizer.json and, where there is one, config.json.
+
+        Raises FileNotFoundError, ConfigError or NotByteLevelError saying what is wrong.
+        """
         path = directory / "tokenizer.json"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; tokenizer_dir must name a directory that has it")
         tokens = TokenBytes.read(path)
-        return cls(*(np.array([*table, b""], dtype=np.object_) for table in (tokens.spelt_out, tokens.new)))
+        prompt, new = (np.array([*table, b""], dtype=np.object_) for table in (tokens.spelt_out, tokens.new))
+        config = directory / "config.json"
+        known = json.loads(config.read_text(encoding="utf-8")).get("vocab_size") if config.is_file() else None
+        return cls(prompt, new, None if known is None else max(known, len(tokens.new)))
 
     def prompt_bytes(self, ids: ArrayLike) -> bytes:
         """The bytes of a prompt exactly as it was sent, special tokens spelt out."""
@@ -105,7 +114,8 @@ class Detokenizer:
             text = _visible(prompt + data, len(prompt) + read, state, ended=bool(end_ids.size or reason))
         if reason and (end_ids.size or state.complete):
             reason = "stop"
-        return Piece(text[len(shown) :], reason, len(kept) + bool(end_ids.size))
+        counted = len(kept) + bool(end_ids.size)
+        return Piece(text[len(shown) :], reason, counted - min(before, counted))
 
     def _start_of_window(self, new: NDArray[np.int64], before: int, longest_stop: int) -> int:
         """From where on the first `before` tokens tell what was held back of them, and if the last completes a stop.

@@ -18,7 +18,8 @@ UNDERSCORES = (
 REASONS = """This project's own: "stop", "length", "timeout" or "cancelled" for each sequence"""
 
 TENSORS = [field.tensor for field in FIELDS if field.tensor is not None]
-FOR_NVIDIA = "stop_words_list"  # preprocessing makes it where an ensemble asks for it
+# Preprocessing makes these where an ensemble asks for them, and only then.
+FOR_NVIDIA, FOR_STREAMING_ENSEMBLE = "stop_words_list", "stream"
 MADE = [tensor.name for tensor in TENSORS if tensor.made and tensor.name != FOR_NVIDIA]
 POSTPROCESSING_FIELDS = {
     name: field.tensor.name for name, field in BY_NAME.items() if field.postprocessing and field.tensor
@@ -32,6 +33,7 @@ STREAM_OUTPUTS = [Declaration("previous_length", "UINT32", (-1,)), Declaration("
 PROMPT_OUTPUTS = [Declaration("input_lengths", "UINT32", (1,)), Declaration("end_id", "UINT32", (1,))]
 TEXT_OUTPUT = Declaration("text_output", "BYTES", (-1,))
 COUNTS = [Declaration("num_input_tokens", "INT32", (-1,)), Declaration("num_output_tokens", "INT32", (-1,))]
+TEXT_OUTPUTS = [TEXT_OUTPUT, FINISH_REASON, SEQUENCE_LENGTH, *COUNTS]
 
 
 def make_configs() -> dict[str, str]:
@@ -51,6 +53,7 @@ def preprocessing() -> list[str]:
     """Every field of a request in, tensors out."""
     made = [_carried(tensor) for tensor in TENSORS if tensor.name in MADE]
     for_nvidia = [_carried(tensor) for tensor in TENSORS if tensor.name == FOR_NVIDIA]
+    for_streaming = [_carried(tensor) for tensor in TENSORS if tensor.name == FOR_STREAMING_ENSEMBLE]
     return [
         *comment(
             "Text to tokens. Takes every field of a request, also those it only checks, so that an error names the "
@@ -64,6 +67,12 @@ def preprocessing() -> list[str]:
             "output",
             for_nvidia,
             "Only for NVIDIA's library, which knows stop words as tokens alone; built when an ensemble asks for it.",
+        ),
+        *block(
+            "output",
+            for_streaming,
+            "Only for the ensemble of serve.py --streaming-ensemble: the field, false where a request has none. Where "
+            "no ensemble asks for it, true is refused.",
         ),
         ONE_PROCESS,
         "",
@@ -80,7 +89,9 @@ def postprocessing() -> list[str]:
             "Tokens to text. finish_reason and the request's fields are optional, so the step also serves a backend "
             "that returns FasterTransformer's outputs alone. A response of a stream brings previous_length (tokens "
             "that earlier responses had) and now and then cancel_handle (how to end the request when the client has "
-            "left)."
+            "left). text_output and finish_reason have one value a row where a row has one sequence. sequence_length "
+            "is handed on: Triton answers a request for an output of an ensemble that is also the input of a step "
+            'with "unexpected deadlock".'
         ),
         *_head("postprocessing", 'backend: "python"'),
         *block(
@@ -93,7 +104,7 @@ def postprocessing() -> list[str]:
                 *(_field(BY_NAME[name]) for name in POSTPROCESSING_FIELDS),
             ],
         ),
-        *block("output", [TEXT_OUTPUT, FINISH_REASON, *COUNTS]),
+        *block("output", TEXT_OUTPUTS),
         *comment(
             "Pieces of a stream keep their order in one instance; more need "
             "dynamic_batching { preserve_ordering: true }."
@@ -200,7 +211,6 @@ def frontend(streaming: bool) -> list[str]:
 
 def ensemble(streaming: bool) -> list[str]:
     """What users ask: the three steps, and which tensors go from one to another."""
-    outputs = [TEXT_OUTPUT, FINISH_REASON, SEQUENCE_LENGTH, *COUNTS, *LOG_PROBS]
     to_preprocessing = {name: name for name in BY_NAME}
     made = {name: f"_{name}" for name in MADE}
     to_frontend = made | {
@@ -211,7 +221,7 @@ def ensemble(streaming: bool) -> list[str]:
     from_frontend = {
         "output_ids": "_output_ids",
         "finish_reason": "_finish_reason",
-        "sequence_length": "sequence_length",
+        "sequence_length": "_sequence_length",
     }
     to_postprocessing = dict(from_frontend)
     from_frontend |= {each.name: each.name for each in LOG_PROBS}
@@ -237,7 +247,7 @@ def ensemble(streaming: bool) -> list[str]:
         *comment(about),
         *_head(name, 'platform: "ensemble"'),
         *block("input", map(_field, BY_NAME.values())),
-        *block("output", outputs),
+        *block("output", [*TEXT_OUTPUTS, *LOG_PROBS]),
         "ensemble_scheduling {",
         "  step [",
         ",\n".join(
@@ -247,7 +257,7 @@ def ensemble(streaming: bool) -> list[str]:
                 step(
                     "postprocessing",
                     to_postprocessing,
-                    {each.name: each.name for each in (TEXT_OUTPUT, FINISH_REASON, *COUNTS)},
+                    {each.name: each.name for each in TEXT_OUTPUTS},
                 ),
             ]
         ),

@@ -1,9 +1,9 @@
 """The postprocessing step of the ensembles: FasterTransformer's output tensors to text.
 
-Only the calls that Triton makes; the text is made in text/detokenizer.py. Knows nothing of the engine but how to ask it
-to cancel a request, and also serves a backend that returns FasterTransformer's outputs alone. A response of a stream
-brings `previous_length`; nothing is remembered between the responses of a stream, but they must come to one instance in
-their order, so that the client gets them so.
+Only the calls that Triton makes: written_tokens.py reads the tensors, text/detokenizer.py makes the text. Knows nothing
+of the engine but how to ask it to cancel a request, and also serves a backend that returns FasterTransformer's outputs
+alone. A response of a stream brings `previous_length`; nothing is remembered between the responses of a stream, but
+they must come to one instance in their order, so that the client gets them so.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
+from gptj_triton.errors import InvalidRequestError
 from gptj_triton.process.directory import server_directory
 from gptj_triton.text.detokenizer import Detokenizer
 from gptj_triton.triton.cancel_reports import CancelReports
 from gptj_triton.triton.kept_tensors import KeptTensors
 from gptj_triton.triton.stubs import own_server_pid
+from gptj_triton.triton.tensors import Tensors
+from gptj_triton.triton.written_tokens import WrittenTokens, read_sequences
 
 KEPT_TENSORS = 64
 
@@ -46,50 +49,40 @@ class TritonPythonModel:
         self.kept.clear()
 
     def answer(self, request: Any) -> Any:
-        """The response to one request of any number of rows."""
+        """The response to one request of any number of rows, or the error that names a tensor."""
         inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        try:
+            sequences = read_sequences(inputs, self.detokenizer.vocab_size)
+        except InvalidRequestError as error:
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
         # Of a stream through an ensemble only this step learns that its client left; asking costs a round trip.
         if "cancel_handle" in inputs and request.is_cancelled():
             for failure in self.reports.send(set(inputs["cancel_handle"].ravel().tolist())):
                 pb_utils.Logger.log_warn(failure)
-        return pb_utils.InferenceResponse(self.outputs(inputs))
+        return pb_utils.InferenceResponse(self.outputs(inputs, sequences))
 
-    def outputs(self, inputs: dict[str, NDArray[Any]]) -> list[Any]:
-        """The outputs, [B, n] for B rows of n sequences: reasons are empty strings until the last response of a stream,
-        and counts are [B, 0] until then or if no row asked for them.
+    def outputs(self, inputs: Tensors, sequences: list[WrittenTokens]) -> list[Any]:
+        """The outputs for B rows of n sequences: texts and reasons [B] where n is 1, else [B, n]; counts [B, 1] and
+        [B, n], or [B, 0] if no row asked for them. Reasons are empty strings until the last response of a stream.
         """
-        shape = rows, sequences = inputs["sequence_length"].shape
-        lengths = inputs["sequence_length"].tolist()
-        prompt_lengths = inputs["input_lengths"].ravel().tolist()
-        end_ids = inputs["end_id"].ravel().tolist()
-        previous = inputs["previous_length"].tolist() if "previous_length" in inputs else None
-        given = inputs["finish_reason"].tolist() if "finish_reason" in inputs else None
-        stop_words = inputs["stop_words"].tolist() if "stop_words" in inputs else [[]] * rows
-        pieces = [
-            self.detokenizer.piece(
-                ids=inputs["output_ids"][row, sequence, : lengths[row][sequence]],
-                prompt_length=prompt_lengths[row],
-                previous_length=previous[row][sequence] if previous else prompt_lengths[row],
-                end_id=end_ids[row],
-                stop_words=stop_words[row],
-                reason=given[row][sequence].decode() if given else "length",
-                with_prompt="exclude_input_in_output" in inputs and not inputs["exclude_input_in_output"][row, 0],
-            )
-            for row in range(rows)
-            for sequence in range(sequences)
-        ]
+        rows, copies = inputs["sequence_length"].shape
+        texts_shape = (rows,) if copies == 1 else (rows, copies)
+        pieces = [self.detokenizer.piece(*sequence) for sequence in sequences]
         ended = all(piece.finish_reason for piece in pieces)
         reasons = tuple(piece.finish_reason.encode() if ended else b"" for piece in pieces)
         counts: dict[str, NDArray[Any]] = {}
-        if ended and _asked(inputs, "return_num_input_tokens"):
-            counts["num_input_tokens"] = np.array(prompt_lengths, np.int32).reshape(rows, 1)
-        if ended and _asked(inputs, "return_num_output_tokens"):
+        if _asked(inputs, "return_num_input_tokens"):
+            counts["num_input_tokens"] = inputs["input_lengths"].astype(np.int32)
+        if _asked(inputs, "return_num_output_tokens"):
             new = [piece.num_output_tokens for piece in pieces]
-            counts["num_output_tokens"] = np.array(new, np.int32).reshape(shape)
-        texts = np.array([piece.text.encode() for piece in pieces], np.object_).reshape(shape)
+            counts["num_output_tokens"] = np.array(new, np.int32).reshape(rows, copies)
+        texts = np.array([piece.text.encode() for piece in pieces], np.object_).reshape(texts_shape)
         return [
             pb_utils.Tensor("text_output", texts),
-            self.kept.get("finish_reason", (shape, reasons), lambda: np.array(reasons, np.object_).reshape(shape)),
+            self.kept.get(
+                "finish_reason", (texts_shape, reasons), lambda: np.array(reasons, np.object_).reshape(texts_shape)
+            ),
+            pb_utils.Tensor("sequence_length", inputs["sequence_length"]),
             *(
                 pb_utils.Tensor(name, counts[name])
                 if name in counts
@@ -99,6 +92,6 @@ class TritonPythonModel:
         ]
 
 
-def _asked(inputs: dict[str, NDArray[Any]], flag: str) -> bool:
+def _asked(inputs: Tensors, flag: str) -> bool:
     """Whether any row of the request sets `flag`: one tensor answers for all."""
     return flag in inputs and bool(inputs[flag].any())

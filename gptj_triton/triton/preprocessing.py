@@ -48,8 +48,15 @@ class TritonPythonModel:
         try:
             request_fields.check_parameters(request.parameters())
             arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            wanted = set(request.requested_output_names())
+            # Only an ensemble that can stream asks for it; in any other the field must not be true.
+            stream = arrays.pop("stream", None) if "stream" in wanted else None
             rows = request_fields.read_fields(arrays, self.limits)
-            return pb_utils.InferenceResponse(self.tensors(rows, set(request.requested_output_names())))
+            outputs = self.tensors(rows, wanted)
+            if "stream" in wanted:
+                flags = np.zeros((len(rows), 1), np.bool_) if stream is None else stream
+                outputs.append(pb_utils.Tensor("stream", flags))
+            return pb_utils.InferenceResponse(outputs)
         except request_fields.FieldError as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
 

@@ -156,7 +156,10 @@ def _read_row(values: Mapping[str, NDArray[Any]], limits: PromptLimits) -> RowFi
                 f"{name} is {given[name]}; it must be a token of the vocabulary, from 0 to {limits.vocab_size - 1}"
             )
     if given.get("stream"):
-        raise FieldError("stream is true; it must be false, because `ensemble` answers once: use `ensemble_stream`")
+        raise FieldError(
+            "stream is true; it must be false, because `ensemble` answers once: use `ensemble_stream`, or "
+            "have the server started with --streaming-ensemble"
+        )
     _resolve_aliases(given)
 
     def value(name: str) -> Any:

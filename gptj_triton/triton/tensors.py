@@ -105,7 +105,9 @@ def _read_row(tensors: Tensors, index: int, model: Welcome) -> Row:
     length = scalar("input_lengths", 0)
     if length > len(padded):
         raise InvalidRequestError("input_lengths", length, f"0 to {len(padded)}, the width of input_ids")
-    prompt = padded[:length].tolist() or [scalar("start_id", model.start_id)]
+    start = scalar("start_id", model.start_id)
+    _check_range("start_id", start, model.limits.vocab_size - 1)
+    prompt = padded[:length].tolist() or [start]
     values: dict[str, Any] = {"end_id": model.end_id}
     values |= {name: scalar(name, 0) for name in SCALARS if name in tensors}
     params = SamplingParams(

@@ -75,7 +75,8 @@ def a_normal_request_works_afterwards(server: Any) -> Iterator[None]:
         ({"seed": 1, "random_seed": 2}, "seed is 1 and random_seed, its other name, is 2; they must be equal"),
         (
             {"stream": True},
-            "stream is true; it must be false, because `ensemble` answers once: use `ensemble_stream`",
+            "stream is true; it must be false, because `ensemble` answers once: use `ensemble_stream`, or have the "
+            "server started with --streaming-ensemble",
         ),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",

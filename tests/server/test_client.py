@@ -182,9 +182,11 @@ def test_pieces_make_up_the_whole_answer(server: Any, protocol: str) -> None:
     assert pieces
     for piece in pieces:
         assert piece.finish_reason == [""] * 3
-        assert (piece.num_input_tokens, piece.num_output_tokens) == (None, [])
+        assert piece.num_input_tokens == whole.num_input_tokens
+    counts = zip(*[piece.num_output_tokens for piece in [*pieces, last]], strict=True)
+    assert [sum(numbers) for numbers in counts] == whole.num_output_tokens
     assert (last.finish_reason, last.sequence_length) == (whole.finish_reason, whole.sequence_length)
-    assert (last.num_input_tokens, last.num_output_tokens) == (whole.num_input_tokens, whole.num_output_tokens)
+    assert last.num_input_tokens == whole.num_input_tokens
     assert last.cum_log_probs == pytest.approx(whole.cum_log_probs)
     assert last.output_log_probs == [pytest.approx(row) for row in whole.output_log_probs]
 

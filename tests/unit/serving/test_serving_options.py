@@ -22,6 +22,8 @@ from gptj_triton.serving.options import Options, read_options, resolve_engine_py
         (["--stream-pieces-per-second", "0"], ["--stream-pieces-per-second", "0", "1 or more"]),
         (["--print-command", "--tokenizer", "x"], ["--print-command", "--tokenizer"]),
         (["--print-command", "--context-length", "8"], ["--print-command", "--context-length"]),
+        (["--print-command", "--streaming-ensemble"], ["--print-command", "--streaming-ensemble"]),
+        (["--streaming-ensemble", "--backend-directory", "x"], ["--streaming-ensemble", "--backend-directory"]),
         (["--no-such"], ["--no-such"]),
         (["--mod", "x"], ["--mod"]),
         (["--", "--http-port=9000"], ["--http-port", "behind --"]),

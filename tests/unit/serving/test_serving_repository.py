@@ -112,6 +112,28 @@ def test_the_committed_ensembles_are_wired_through(ensemble: str, tmp_path: Path
     check_wiring(stage(tmp_path, nvidia_backend=False), ensemble)
 
 
+def test_an_ensemble_that_can_stream_is_the_streaming_one_but_for_its_own_stream(tmp_path: Path) -> None:
+    stage_repository(REPOSITORY, tmp_path, OVERRIDES, nvidia_backend=False, streaming_ensemble=True)
+    configs = {path.parent.name: read_config(path) for path in tmp_path.glob("*/config.pbtxt")}
+    check_wiring(configs)
+    ensemble, stream = configs["ensemble"], configs["ensemble_stream"]
+    assert stream == read_config(REPOSITORY / "ensemble_stream" / "config.pbtxt")
+    before, frontend, _ = ensemble.ensemble_scheduling.step
+    assert before.input_map.pop("stream") == "stream"
+    assert frontend.input_map["stream"] == before.output_map.pop("stream") == "_stream"
+    frontend.input_map["stream"], ensemble.name = "stream", "ensemble_stream"
+    assert ensemble == stream
+
+
+@pytest.mark.parametrize("missing", ["ensemble", "ensemble_stream"])
+def test_a_repository_without_both_ensembles_has_none_that_can_stream(tmp_path: Path, missing: str) -> None:
+    for name in {"ensemble", "ensemble_stream"} - {missing}:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.pbtxt").write_text(f'name: "{name}"\n')
+    with pytest.raises(ServeError, match=f"--streaming-ensemble: .*: no model {missing}"):
+        stage_repository(tmp_path, tmp_path / "staged", OVERRIDES, nvidia_backend=False, streaming_ensemble=True)
+
+
 def test_models_that_share_an_engine_differ_in_what_is_theirs_alone() -> None:
     whole, stream = (
         parameters_of(read_config(REPOSITORY / model / "config.pbtxt"))

@@ -245,10 +245,17 @@ def test_a_reason_is_given_once_and_is_that_of_the_whole(
     assert detokenizer.piece(ids[:-1], 0, 1, end, (), "timeout").finish_reason == "timeout"
 
 
-def test_all_tokens_so_far_are_counted(detokenizer: Detokenizer, tokenizer: Tokenizer, end: int) -> None:
+def test_each_token_is_counted_once_and_the_end_once(detokenizer: Detokenizer, tokenizer: Tokenizer, end: int) -> None:
     prompt, new = tokenizer.encode("Once").ids, tokenizer.encode("one. two").ids
     ids = [*prompt, *new, end, end]
-    assert detokenizer.piece(ids, len(prompt), len(ids) - 3, end, (), "stop").num_output_tokens == len(new) + 1
+    assert detokenizer.piece(ids, len(prompt), len(prompt), end, (), "stop").num_output_tokens == len(new) + 1
+    for step in (1, 2, 3):
+        cuts = [*range(len(prompt), len(ids), step), len(ids)]
+        counts = [
+            detokenizer.piece(ids[:now], len(prompt), before, end).num_output_tokens for before, now in pairwise(cuts)
+        ]
+        assert sum(counts) == len(new) + 1
+        assert counts[0] == step
 
 
 def test_letters_outside_the_alphabet_mean_themselves(tmp_path: Path) -> None:

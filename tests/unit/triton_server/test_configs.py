@@ -56,6 +56,14 @@ def test_every_wire_of_an_ensemble_fits_both_its_ends(name: str) -> None:
         assert wires[tensor.name] == signature(tensor), tensor.name
 
 
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_no_output_of_an_ensemble_is_read_by_a_step(name: str) -> None:
+    """Triton cannot give such an output alone."""
+    ensemble = config(name)
+    read = {wire for step in ensemble.ensemble_scheduling.step for wire in step.input_map.values()}
+    assert not {tensor.name for tensor in ensemble.output} & read
+
+
 def test_both_ensembles_have_the_same_fields_and_outputs() -> None:
     whole, stream = map(config, ENSEMBLES)
     assert list(whole.input) == list(stream.input)

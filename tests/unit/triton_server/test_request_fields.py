@@ -66,7 +66,8 @@ def only_row(**fields: Any) -> RowFields:
         (
             "stream",
             True,
-            "stream is true; it must be false, because `ensemble` answers once: use `ensemble_stream`",
+            "stream is true; it must be false, because `ensemble` answers once: use `ensemble_stream`, or have the "
+            "server started with --streaming-ensemble",
         ),
         ("stop_words", [(b"a", b"")], "stop_words[1] is empty; it must have at least one character"),
         ("bad_words", [(b"",)], "bad_words[0] is empty; it must have at least one character"),
