@@ -45,13 +45,14 @@ def texts(way: Any, prompts: list[str], **fields: Any) -> list[str]:
     return [text.decode() if isinstance(text, bytes) else text for text in output.as_numpy().reshape(-1)]
 
 
-def tell_all(name: str, way: Any) -> None:
-    tell(name, "whole", lambda: texts(way, [PROMPT])[0], **INFER)
-    tell(name, "stop words", lambda: texts(way, [PROMPT], stop_word=STOP_WORD)[0], **INFER)
-    tell(name, "several prompts", lambda: texts(way, PROMPTS), **INFER)
-    tell(name, "error", lambda: texts(way, [PROMPT], max_tokens=0), **INFER)
+def tell_all(name: str, way: Any, **known: str) -> None:
+    tell(name, "whole", lambda: texts(way, [PROMPT])[0], **known)
+    tell(name, "stop words", lambda: texts(way, [PROMPT], stop_word=STOP_WORD)[0], **known)
+    tell(name, "several prompts", lambda: texts(way, PROMPTS), **known)
+    tell(name, "error", lambda: texts(way, [PROMPT], max_tokens=0), **known)
 
 
-tell_all("REST `infer`", rest)
-tell_all("gRPC `infer`", grpc)
+# Of an error it keeps the status and not the words.
+tell_all("REST `infer`", rest, **(INFER and {**INFER, "refused": "501"}))
+tell_all("gRPC `infer`", grpc, **INFER)
 end()

@@ -9,12 +9,15 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from asked import MAX_TOKENS, PROMPT, STOP_WORD, end, read_arguments, tell
+from asked import DECOUPLED, MAX_TOKENS, PROMPT, STOP_WORD, end, read_arguments, tell
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it asks GitHub for prices
 import litellm
 
 ARGUMENTS = read_arguments()
+INFER = {"refused": "unexpected shape", "why": "it sends tensors without the batch's dimension"}
+if ARGUMENTS.model == ARGUMENTS.streaming_model:
+    INFER = DECOUPLED
 MESSAGES = [{"role": "user", "content": PROMPT}]
 
 
@@ -39,11 +42,5 @@ tell("`/generate`", "error", lambda: text(complete(ARGUMENTS.model, max_tokens=0
 tell("`/generate`, `stream=True`", "streamed", stream)
 tell("`/generate`, `stream=True`", "stop words", lambda: stream(stop_words=[STOP_WORD]))
 tell("`/generate`, `stream=True`", "error", lambda: stream(max_tokens=0))
-tell(
-    "`/infer`",
-    "whole",
-    lambda: text(complete(ARGUMENTS.model, "infer")),
-    refused="shape",
-    why="it sends tensors without the batch's dimension",
-)
+tell("`/infer`", "whole", lambda: text(complete(ARGUMENTS.model, "infer")), **INFER)
 end()

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from asked import MAX_TOKENS, PROMPT, end, read_arguments, tell
-from llama_index.core.llms import ChatMessage
 from llama_index.llms.nvidia_triton import NvidiaTriton
 
 ARGUMENTS = read_arguments()
@@ -27,5 +26,4 @@ def stream() -> Iterator[str]:
 tell("`complete`", "whole", lambda: llm().complete(PROMPT).text)
 tell("`complete`", "error", lambda: llm(-1).complete(PROMPT).text)
 tell("`stream_complete`", "streamed", stream)
-tell("`chat`", "whole", lambda: str(llm().chat([ChatMessage(role="user", content=PROMPT)]).message.content))
 end()

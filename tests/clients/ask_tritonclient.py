@@ -16,21 +16,25 @@ import tritonclient.grpc.aio as grpc_aio
 import tritonclient.http as http
 import tritonclient.http.aio as http_aio
 from asked import DECOUPLED, MAX_TOKENS, PROMPT, PROMPTS, STOP_WORD, end, read_arguments, tell
+from tritonclient.utils import np_to_triton_dtype
 
 ARGUMENTS = read_arguments()
 INFER = DECOUPLED if ARGUMENTS.model == ARGUMENTS.streaming_model else {}
 
 
-def inputs(protocol: Any, prompts: list[str], max_tokens: int = MAX_TOKENS, stop_word: str = "") -> list[Any]:
+def inputs(
+    protocol: Any, prompts: list[str], max_tokens: int = MAX_TOKENS, stop_word: str = "", stream: bool = False
+) -> list[Any]:
     arrays = {
         "text_input": np.array([[prompt.encode()] for prompt in prompts], np.object_),
         "max_tokens": np.array([[max_tokens]] * len(prompts), np.int32),
+        "stream": np.array([[stream]] * len(prompts), np.bool_),
     }
     if stop_word:
         arrays["stop_words"] = np.array([[stop_word.encode()]] * len(prompts), np.object_)
     made = []
     for name, array in arrays.items():
-        made.append(protocol.InferInput(name, list(array.shape), "INT32" if name == "max_tokens" else "BYTES"))
+        made.append(protocol.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
         made[-1].set_data_from_numpy(array)
     return made
 
@@ -56,7 +60,7 @@ def stream(**fields: Any) -> Iterator[str]:
     arrived: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
     with grpc.InferenceServerClient(ARGUMENTS.grpc) as client:
         client.start_stream(lambda result, error: arrived.put((result, error)))
-        asked = inputs(grpc, [PROMPT], **fields)
+        asked = inputs(grpc, [PROMPT], stream=True, **fields)
         client.async_stream_infer(ARGUMENTS.streaming_model, asked, enable_empty_final_response=True)
         while True:
             result, error = arrived.get()
@@ -72,7 +76,7 @@ def stream_aio() -> list[str]:
     async def requests() -> AsyncIterator[dict[str, Any]]:
         yield {
             "model_name": ARGUMENTS.streaming_model,
-            "inputs": inputs(grpc, [PROMPT]),
+            "inputs": inputs(grpc, [PROMPT], stream=True),
             "enable_empty_final_response": True,
         }
 

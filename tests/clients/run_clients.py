@@ -45,12 +45,13 @@ class Verdict:
     note: str = ""
 
 
-def requirement(script: Path) -> str:
-    """`kserve 0.21.0`: the first package that a script's header (PEP 723) names."""
+def label(script: Path) -> str:
+    """`kserve 0.21.0`: the first package that a script's header (PEP 723) names; a program of another's, with that."""
     found = re.search(r'^# dependencies = \["([\w.-]+)(?:\[[\w,]+\])?==([\w.]+)"', script.read_text(), re.M)
     if found is None:
-        raise ValueError(f'{script}: no line `# dependencies = ["NAME==VERSION"]`')
-    return " ".join(found.groups())
+        raise ValueError(f'{script}: its header has no line `# dependencies = ["NAME==VERSION"]`')
+    client, package = script.stem.removeprefix("ask_"), " ".join(found.groups())
+    return package if client.replace("_", "-") in package else f"{client} of {package}"
 
 
 def expected_answers(server: LocalServer) -> dict[str, str | list[str]]:
@@ -82,7 +83,7 @@ def judge(client: str, told: Told, expected: Mapping[str, str | list[str]]) -> V
         note = f"came in {told.pieces} piece"
     if not told.refused:
         return Verdict(client, told.way, told.check, not note, note)
-    if told.refused in error:
+    if told.refused.lower() in error.lower():
         return Verdict(client, told.way, told.check, True, told.why)
     return Verdict(client, told.way, told.check, False, note or f"works now, though it should not: {told.why}")
 
@@ -111,15 +112,14 @@ def table(columns: Mapping[str, Iterable[Verdict]]) -> list[str]:
 
 
 def cell(verdicts: list[Verdict]) -> str:
-    """What works, and what does not, with each reason once."""
-    works = ", ".join(verdict.check for verdict in verdicts if not verdict.note)
-    notes = dict.fromkeys(
-        verdict.note if verdict.good else f"FAILS: {verdict.check}: {verdict.note}" for verdict in verdicts
-    )
-    failures = [note.replace("|", "\\|") for note in notes if note]
-    return "; ".join(
-        [*([works] if works else []), *(note if note.startswith("FAILS") else f"no: {note}" for note in failures)]
-    )
+    """What works, and each reason why something does not."""
+    parts = [", ".join(verdict.check for verdict in verdicts if not verdict.note)]
+    parts += [
+        f"no: {verdict.note}" if verdict.good else f"FAILS: {verdict.check}: {verdict.note}"
+        for verdict in verdicts
+        if verdict.note
+    ]
+    return "; ".join(part for part in dict.fromkeys(parts) if part).replace("|", "\\|")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -144,7 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
                     for name in names:
                         print(f"{column}: {name}", file=sys.stderr, flush=True)
                         told = run(name, server, models, environment)
-                        columns[column] += [judge(requirement(SCRIPTS[name]), each, expected) for each in told]
+                        columns[column] += [judge(label(SCRIPTS[name]), each, expected) for each in told]
             except ServerFailedError as error:
                 print(f"run_clients.py: {error}", file=sys.stderr)
                 return 1
