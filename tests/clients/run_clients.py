@@ -131,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
     columns: dict[str, list[Verdict]] = {}
     expected: dict[str, str | list[str]] = {}
     with contextlib.ExitStack() as stack:
-        analyzer = stack.enter_context(find_perf_analyzer())  # for where its libraries are
+        analyzer = stack.enter_context(find_perf_analyzer())  # where its libraries are, and no proxy to here
         environment = analyzer.environment | {
             "UV_CACHE_DIR": str(ENVIRONMENTS / "cache"),
             "UV_PYTHON_DOWNLOADS": "never",
