@@ -14,8 +14,8 @@ ARGUMENTS = read_arguments()
 
 
 def llm(tokens: int = MAX_TOKENS) -> NvidiaTriton:
-    # It drops the last of `tokens` pieces. Its option `model` is ignored.
-    return NvidiaTriton(server_url=ARGUMENTS.grpc, model_name=ARGUMENTS.streaming_model, tokens=tokens + 1)
+    # Its option `model` is ignored.
+    return NvidiaTriton(server_url=ARGUMENTS.grpc, model_name=ARGUMENTS.streaming_model, tokens=tokens)
 
 
 def stream() -> Iterator[str]:
@@ -23,7 +23,8 @@ def stream() -> Iterator[str]:
         yield piece.delta
 
 
-tell("`complete`", "whole", lambda: llm().complete(PROMPT).text)
-tell("`complete`", "error", lambda: llm(-1).complete(PROMPT).text)
-tell("`stream_complete`", "streamed", stream)
+# It stops at as many pieces as it asks for tokens, less one.
+tell("`complete`", "all but the last piece", lambda: llm().complete(PROMPT).text)
+tell("`complete`", "error", lambda: llm(0).complete(PROMPT).text)
+tell("`stream_complete`", "all but the last piece", stream)
 end()

@@ -67,6 +67,8 @@ def test_the_command_names_the_clients() -> None:
         (Told("w", "streamed", " a king", pieces=2), True, ""),
         (Told("w", "streamed", " a king", pieces=1), False, "came in 1 piece"),
         (Told("w", "several prompts", [" a king", " a wolf"]), True, ""),
+        (Told("w", "all but the last piece", " a ki"), True, ""),
+        (Told("w", "all but the last piece", " a"), False, "got ' a' instead of ' a king'"),
         (Told("w", "error", error="max_tokens is 0; it must be 1 or more"), True, ""),
         (Told("w", "error", " a king"), False, "no error that names the field: ' a king'"),
         (Told("w", "whole", error="A Decoupled model", refused="decoupled", why="no infer"), True, "no infer"),
