@@ -342,7 +342,8 @@ FIELDS = (
     Field(
         name="stream",
         dtype="BOOL",
-        help="ensemble_stream answers in pieces unless this is false; ensemble answers once, so there it must be false",
+        help="ensemble_stream answers in pieces unless this is false; ensemble answers once, so there it must be "
+        "false, unless the server runs with --streaming-ensemble",
         default_words="true in ensemble_stream, else false",
         tensor=Tensor(name="stream", dtype="BOOL", origin=Origin.STREAMING),
     ),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ Words = tuple[tuple[int, ...], ...]
 
 # Tensors of one value a row that are parameters of the engine, by the same name.
 SCALARS = [name for name, field in BY_TENSOR.items() if name in SamplingParams.__struct_fields__ and not field.many]
+REQUIRED = [name for name, field in BY_TENSOR.items() if field.tensor is not None and field.tensor.required]
 _MASK = (1 << 64) - 1
 
 
@@ -48,6 +49,7 @@ def read_rows(tensors: Tensors, model: Welcome) -> list[Row]:
 
     Raises InvalidRequestError naming the tensor, the value, what is allowed and, in a request of several rows, the row.
     """
+    require(tensors, REQUIRED)
     rows = []
     for index in range(len(tensors["input_ids"])):
         try:
@@ -60,6 +62,13 @@ def read_rows(tensors: Tensors, model: Welcome) -> list[Row]:
             if value != first:
                 raise InvalidRequestError(field, value, f"{first}, as in row 0").in_row(index)
     return rows
+
+
+def require(tensors: Tensors, names: Sequence[str]) -> None:
+    """Raise InvalidRequestError for the first of `names` that is missing: Triton itself only counts the tensors."""
+    for name in names:
+        if name not in tensors:
+            raise InvalidRequestError(name, "missing", f"a request that has {', '.join(names)}")
 
 
 def read_stream(tensors: Tensors, rows: list[Row]) -> bool:

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from gptj_triton.errors import InvalidRequestError
-from gptj_triton.triton.tensors import Tensors
+from gptj_triton.triton.tensors import Tensors, require
 
+REQUIRED = ("output_ids", "sequence_length", "input_lengths", "end_id")
 # Tensors of one value a sequence, [B, n]; all but the first are optional.
 PER_SEQUENCE = ("sequence_length", "previous_length", "finish_reason", "cancel_handle")
 
@@ -34,6 +35,7 @@ def read_sequences(tensors: Tensors, vocab_size: int | None) -> list[WrittenToke
     Raises InvalidRequestError naming the tensor, its value, what the others allow and, in a request of several rows,
     the row.
     """
+    require(tensors, REQUIRED)
     rows, sequences, _ = tensors["output_ids"].shape
     if not sequences:
         raise InvalidRequestError("output_ids", "0 sequences a row", "1 or more")

@@ -110,6 +110,20 @@ def test_a_tensor_that_contradicts_the_others_is_named(asker: Asker, model: str,
     asker.ask(model, GOOD[model])
 
 
+@pytest.mark.parametrize(
+    ("model", "missing"),
+    [*(("postprocessing", name) for name in WHOLE), *(("fastertransformer", name) for name in PROMPT)],
+)
+def test_a_tensor_that_is_missing_among_others_is_named(asker: Asker, model: str, missing: str) -> None:
+    """Triton only counts the tensors: an optional one passes for one that is required."""
+    optional = {"postprocessing": {"previous_length": u32([[2]])}, "fastertransformer": {"start_id": u32([[1]])}}
+    given = {name: array for name, array in (GOOD[model] | optional[model]).items() if name != missing}
+    with pytest.raises(InferenceServerException, match=f"{missing} is missing, allowed: a request that has") as caught:
+        asker.ask(model, given)
+    assert caught.value.status() == "400"
+    asker.ask(model, GOOD[model])
+
+
 @pytest.mark.parametrize("handle", [b"", b"nonsense", b"\xff" * 1000, "é".encode()])
 def test_a_cancel_handle_that_is_none_changes_nothing(asker: Asker, handle: bytes) -> None:
     answer = asker.ask("postprocessing", WHOLE | {"cancel_handle": text([[handle]])})
