@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # `$(INSTALLED)` is there when what serving needs is installed, `$(INSTALLED)-NAME` when the extra NAME is too.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: serve test test-gpu lint configs perf bench compare clean
+.PHONY: serve test test-gpu lint configs perf bench compare clients clean
 
 # Serves the embedded model, or what ARGS says: make serve ARGS="--model EleutherAI/gpt-j-6b --device cuda"
 serve: $(INSTALLED)
@@ -46,6 +46,13 @@ bench: $(INSTALLED)-bench
 # A FastAPI service around transformers and this project's server under the same load, into build/comparison.
 compare: $(INSTALLED)-compare
 	$(BIN)/python tools/compare.py $(ARGS)
+
+# Clients of others from PyPI, each in an environment of its own under build/clients-env, against this server; a table.
+# Some of them: make clients ARGS="kserve litellm"
+clients: $(INSTALLED)
+	test -x build/clients-env/bin/uv || $(BIN)/python -m venv build/clients-env
+	build/clients-env/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(BIN)/python tests/clients/run_clients.py $(ARGS)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13) and "Python 3.10, 3.11 or 3.12 is needed: make PYTHON=python3.12 ...")'

@@ -22,6 +22,7 @@ LENT_LIBRARIES = {
     "libb64.so.0d": "nvidia_pytriton.libs/libb64-*.so.0d",
     "libcudart.so.12": "nvidia_pytriton.libs/libcudart-*.so.12*",
 }
+THIS_MACHINE = ("localhost", "::1", "127.0.0.1")  # the curl in perf_analyzer heeds an IPv4 address at the end alone
 
 
 class PerfError(Exception):
@@ -61,7 +62,7 @@ def find_perf_analyzer(search_path: str | None = None) -> Iterator[PerfAnalyzer]
         for name, found in lent_libraries().items():
             Path(directory, name).symlink_to(found)
         path = os.pathsep.join(filter(None, [os.environ.get("LD_LIBRARY_PATH"), directory]))
-        analyzer = PerfAnalyzer(program, os.environ | {"LD_LIBRARY_PATH": path})
+        analyzer = PerfAnalyzer(program, os.environ | {"LD_LIBRARY_PATH": path} | without_proxy())
         try:
             analyzer.run(["--version"], timeout=60)
         except PerfError as error:
@@ -69,6 +70,13 @@ def find_perf_analyzer(search_path: str | None = None) -> Iterator[PerfAnalyzer]
                 f"{error} (libb64.so.0d is in Debian's libb64-0d, libcudart.so.12 in PyPI's nvidia-cuda-runtime-cu12)"
             ) from None
         yield analyzer
+
+
+def without_proxy() -> dict[str, str]:
+    """Variables by which curl and gRPC ask no proxy on the way to this machine, besides what they say now."""
+    names = ("no_proxy", "NO_PROXY", "no_grpc_proxy")
+    kept = next((os.environ[name] for name in names if os.environ.get(name)), "")
+    return dict.fromkeys(names, ",".join(filter(None, [kept, *THIS_MACHINE])))
 
 
 def lent_libraries() -> dict[str, Path]:

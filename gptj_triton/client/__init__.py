@@ -1,7 +1,8 @@
 """Asks the server for text, whole or as it comes: `Client("localhost:8000").generate("Once upon a time").text`."""
 
+from gptj_triton.client.address import host_and_port
 from gptj_triton.client.answer import Answer
-from gptj_triton.client.client import DEFAULT_URLS, Client, host_and_port
+from gptj_triton.client.client import DEFAULT_URLS, Client
 from gptj_triton.client.errors import (
     ClientError,
     ConnectionFailedError,

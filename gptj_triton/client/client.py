@@ -6,6 +6,7 @@ from collections.abc import Generator
 from types import TracebackType
 from typing import Any
 
+from gptj_triton.client.address import host_and_port
 from gptj_triton.client.answer import Answer
 from gptj_triton.client.errors import InvalidFieldError
 from gptj_triton.client.generate import GenerateEndpoint
@@ -66,11 +67,3 @@ class Client:
             raise InvalidFieldError("protocol generate takes one prompt a request: use http or grpc for batches")
         check(fields)
         return self._endpoint.ask(prompts, fields)
-
-
-def host_and_port(url: str) -> str:
-    """`url` without http://, which may stand before it. Raises InvalidFieldError for another scheme."""
-    url = url.removeprefix("http://").rstrip("/")
-    if "://" in url:
-        raise InvalidFieldError(f"url {url!r}: give HOST:PORT")
-    return url

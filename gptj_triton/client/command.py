@@ -84,6 +84,7 @@ def as_json(answer: Answer) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else gRPC writes lines of its own beside the error
     try:
         with Client(options.url, options.protocol, options.timeout) as client:
             (print_stream if options.stream else print_answer)(client, options)

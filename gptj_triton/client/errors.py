@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator
+from http.client import BadStatusLine
+
+NO_HTTP = "what answers is no HTTP server"
+NO_GRPC = "what answers is no gRPC server"
 
 
 class ClientError(Exception):
@@ -35,11 +39,31 @@ class ServerError(ClientError):
         self.status = status
 
 
+def no_words_of_triton(status: str, way: str, text: str) -> ServerError:
+    """For an answer of something else than Triton: a proxy, another web server."""
+    return ServerError(f"HTTP {status} from {way}, and no words of Triton: {text[:200]!r}", status)
+
+
 def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """The operating system's words inside an error of a library, without the library's wrapping."""
-    words = re.findall(r"\[Errno -?\d+\] ([\w ]+)", str(error))
-    return words[-1] if words else one_line(str(error))
+    causes = list(_causes(error))
+    words = [cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror]
+    if words:
+        return words[-1]
+    # http.client's error, and geventhttpclient's, which has no public name
+    if isinstance(causes[-1], BadStatusLine) or type(causes[-1]).__name__ == "HTTPParseError":
+        return NO_HTTP
+    return one_line(str(causes[-1]))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """`error` and what is inside it, outermost first, wherever requests, urllib3 and gevent keep it."""
+    yield error
+    inside = [getattr(error, "reason", None), *error.args, error.__cause__]
+    cause = next((each for each in inside if isinstance(each, BaseException)), None)
+    if cause is not None:
+        yield from _causes(cause)

@@ -8,19 +8,24 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import requests
-from urllib3.exceptions import ReadTimeoutError
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
+from gptj_triton.client.address import is_this_machine
 from gptj_triton.client.answer import Answer
 from gptj_triton.client.errors import (
     ConnectionFailedError,
     InvalidFieldError,
     NoAnswerInTimeError,
     ServerError,
+    no_words_of_triton,
     one_line,
     reason,
 )
 from gptj_triton.client.events import EventReader
-from gptj_triton.client.request import MODEL, PROMPT, STREAMING_MODEL, encoded
+from gptj_triton.client.proxy import http_proxy, through
+from gptj_triton.client.request import MODEL, PROMPT, STREAMING_MODEL, encoded, require_outputs
+
+OK = 200  # the only status of an answer
 
 
 class GenerateEndpoint:
@@ -29,6 +34,8 @@ class GenerateEndpoint:
     def __init__(self, url: str, timeout: float) -> None:
         self._url, self._timeout = url, timeout
         self._session = requests.Session()
+        self._session.trust_env = not is_this_machine(url)  # else it would ask a proxy for this machine
+        self._way = through(url, http_proxy(url))
 
     def close(self) -> None:
         self._session.close()
@@ -39,7 +46,7 @@ class GenerateEndpoint:
 
     def stream(self, prompt: str, fields: dict[str, Any]) -> Generator[Answer, None, None]:
         with self._errors_translated(), self._post(f"{STREAMING_MODEL}/generate_stream", prompt, fields) as response:
-            if not response.ok:
+            if response.status_code != OK:
                 self._json(response)
             reader = EventReader()
             for chunk in response.iter_content(chunk_size=None):  # leaving the block closes the connection
@@ -51,7 +58,8 @@ class GenerateEndpoint:
         encoded(PROMPT, prompt)
         body = {PROMPT: prompt} | fields
         url, stream = f"http://{self._url}/v2/models/{path}", path.endswith("_stream")
-        return self._session.post(url, json=body, timeout=self._timeout, stream=stream)
+        # A redirection is not followed: Triton sends none, and the request would go on as a GET.
+        return self._session.post(url, json=body, timeout=self._timeout, stream=stream, allow_redirects=False)
 
     @contextlib.contextmanager
     def _errors_translated(self) -> Iterator[None]:
@@ -60,24 +68,25 @@ class GenerateEndpoint:
             yield
         except requests.exceptions.InvalidJSONError:
             raise InvalidFieldError("JSON has no NaN and no infinity: use protocol http or grpc") from None
-        except requests.exceptions.RequestException as error:
+        except (requests.exceptions.RequestException, HTTPError) as error:  # requests lets some of urllib3's through
             # Between two pieces of a stream, requests calls it a broken connection.
             pause = any(isinstance(cause, ReadTimeoutError) for cause in error.args)
             if pause or isinstance(error, requests.exceptions.Timeout):
-                raise NoAnswerInTimeError(f"no answer from {self._url} in {self._timeout:g} s") from None
-            raise ConnectionFailedError(f"cannot reach {self._url}: {reason(error)}") from None
+                raise NoAnswerInTimeError(f"no answer from {self._way} in {self._timeout:g} s") from None
+            raise ConnectionFailedError(f"cannot reach {self._way}: {reason(error)}") from None
 
-    @staticmethod
-    def _json(response: requests.Response) -> dict[str, Any]:
+    def _json(self, response: requests.Response) -> dict[str, Any]:
         """The object in a response that is no stream. Raises ServerError for an error."""
         status = str(response.status_code)
         text = response.text.removeprefix("data:")  # as Triton begins the refusal of a stream, too
         try:
-            answer: dict[str, Any] = json.loads(text)
+            answer = json.loads(text)
         except ValueError:
-            raise ServerError(f"HTTP {status} without JSON: {text[:200]!r}", status) from None
-        if "error" in answer or not response.ok:
-            raise ServerError(one_line(str(answer.get("error", answer))), status)
+            answer = None
+        if isinstance(answer, dict) and "error" in answer:
+            raise ServerError(one_line(str(answer["error"])), status)
+        if not isinstance(answer, dict) or response.status_code != OK:
+            raise no_words_of_triton(status, self._way, text or response.headers.get("Location", ""))
         return answer
 
     @staticmethod
@@ -88,12 +97,15 @@ class GenerateEndpoint:
         except ValueError as error:
             raise ServerError(str(error), "") from None
         for event in events:
+            if not isinstance(event, dict):
+                raise ServerError(f"not an event of {STREAMING_MODEL}: {event!r:.200}", "")
             if "error" in event:
                 raise ServerError(one_line(str(event["error"])), "")
             yield event
 
     @staticmethod
     def _answer(values: dict[str, Any]) -> Answer:
+        require_outputs(values)
         answer = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
         log_probs, sequences = answer["output_log_probs"], len(answer["text_output"])
         new = len(log_probs) // sequences if sequences else 0  # the endpoint flattens [sequences, new]

@@ -13,26 +13,39 @@ from tritonclient.utils import InferenceServerException
 
 from gptj_triton.client.answer import Answer
 from gptj_triton.client.errors import (
+    NO_GRPC,
+    NO_HTTP,
     ClientError,
     ConnectionFailedError,
     NoAnswerInTimeError,
     ServerError,
+    no_words_of_triton,
     one_line,
     reason,
 )
-from gptj_triton.client.request import MODEL, STREAMING_MODEL, tensors
+from gptj_triton.client.proxy import Proxy, grpc_proxy, through
+from gptj_triton.client.request import MODEL, OUTPUTS, STREAMING_MODEL, require_outputs, tensors
 from gptj_triton.fields import BY_NAME
+
+# gRPC's words for an answer that is none of gRPC, and of a proxy that is none of HTTP.
+GRPC_WORDS = {"Failed parsing HTTP/2": NO_GRPC, "Expected 'H'": NO_HTTP}
+# tritonclient's own words for a body that is empty.
+EMPTY_BODY = "client received an empty response from the server."
 
 
 class InferEndpoint:
     """tritonclient's `infer`, whose HTTP and gRPC halves are alike but for where the timeout goes."""
 
     def __init__(self, url: str, protocol: str, timeout: float) -> None:
-        self._url, self._timeout = url, timeout
+        self._timeout = timeout
         self._triton = importlib.import_module(f"tritonclient.{protocol}")
         grpc = protocol == "grpc"
         self._infer_options = {"client_timeout": timeout} if grpc else {}
-        options = {} if grpc else {"connection_timeout": timeout, "network_timeout": timeout}
+        proxy = grpc_proxy(url) if grpc else None  # tritonclient's HTTP takes no proxy
+        self._way = through(url, proxy)
+        options: dict[str, Any] = {"channel_args": _channel_arguments(proxy)}
+        if not grpc:
+            options = {"connection_timeout": timeout, "network_timeout": timeout}
         self._client = self._triton.InferenceServerClient(url, **options)
 
     def close(self) -> None:
@@ -44,9 +57,12 @@ class InferEndpoint:
         except InferenceServerException as error:
             raise self._translated(error) from None
         except TimeoutError:
-            raise NoAnswerInTimeError(f"no answer from {self._url} in {self._timeout:g} s") from None
+            raise NoAnswerInTimeError(f"no answer from {self._way} in {self._timeout:g} s") from None
         except (OSError, HTTPException) as error:
-            raise ConnectionFailedError(f"cannot reach {self._url}: {reason(error)}") from None
+            raise ConnectionFailedError(f"cannot reach {self._way}: {reason(error)}") from None
+        except ValueError as error:
+            raise no_words_of_triton("200", self._way, str(error)) from None
+        self._require_outputs(result)
         return [self._answer(result, row) for row in range(len(prompts))]
 
     def stream(self, prompt: str, fields: dict[str, Any]) -> Generator[Answer, None, None]:
@@ -65,9 +81,10 @@ class InferEndpoint:
                 response = result.get_response()
                 last = response.parameters["triton_final_response"].bool_param
                 if response.outputs:
+                    self._require_outputs(result)
                     yield self._answer(result, 0)
         except queue.Empty:
-            raise NoAnswerInTimeError(f"no answer from {self._url} in {self._timeout:g} s") from None
+            raise NoAnswerInTimeError(f"no answer from {self._way} in {self._timeout:g} s") from None
         finally:
             self._client.stop_stream(cancel_requests=not last)
 
@@ -81,10 +98,23 @@ class InferEndpoint:
     def _translated(self, error: InferenceServerException) -> ClientError:
         message, status = one_line(error.message()), error.status() or ""
         if status == "StatusCode.DEADLINE_EXCEEDED":
-            return NoAnswerInTimeError(f"no answer from {self._url} in {self._timeout:g} s")
+            return NoAnswerInTimeError(f"no answer from {self._way} in {self._timeout:g} s")
         if status == "StatusCode.UNAVAILABLE" and not self._live():  # the server's own refusals look the same
-            return ConnectionFailedError(f"cannot reach {self._url}: {message.rsplit(': ', 1)[-1]}")
+            words = message.rsplit(": ", 1)[-1].rstrip("]")
+            for beginning, meaning in GRPC_WORDS.items():
+                words = meaning if words.startswith(beginning) else words
+            return ConnectionFailedError(f"cannot reach {self._way}: {words}")
+        if status.isdigit() and (error.debug_details() or message == EMPTY_BODY):  # of HTTP: a body that is no JSON
+            return no_words_of_triton(status, self._way, error.debug_details() or "")
         return ServerError(message, status.removeprefix("StatusCode."))
+
+    @staticmethod
+    def _require_outputs(result: Any) -> None:
+        """Raises ServerError for an answer without this project's outputs, whatever JSON it may be."""
+        present: list[str] = []
+        with contextlib.suppress(AttributeError, KeyError, TypeError):
+            present += [name for name in OUTPUTS if result.get_output(name) is not None]
+        require_outputs(present)
 
     def _live(self) -> bool:
         try:
@@ -112,3 +142,9 @@ class InferEndpoint:
             cum_log_probs=values("cum_log_probs"),
             output_log_probs=[log_probs for log_probs in values("output_log_probs") if log_probs],
         )
+
+
+def _channel_arguments(proxy: Proxy | None) -> list[tuple[str, Any]]:
+    """gRPC's: messages of any size, as tritonclient has it, and this proxy or none, whatever gRPC itself would take."""
+    sizes = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+    return [*sizes, ("grpc.http_proxy", proxy.url) if proxy else ("grpc.enable_http_proxy", 0)]

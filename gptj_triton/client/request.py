@@ -5,18 +5,24 @@ Only types are checked here; ranges are the server's.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tritonclient.utils import triton_to_np_dtype
 
-from gptj_triton.client.errors import InvalidFieldError
+from gptj_triton.client.errors import InvalidFieldError, ServerError
 from gptj_triton.fields import BY_NAME, Field
 
 MODEL = "ensemble"
 STREAMING_MODEL = "ensemble_stream"
 PROMPT = "text_input"
+# All that an answer holds, and each piece of one, whatever was asked for.
+OUTPUTS = (
+    *("text_output", "finish_reason", "sequence_length", "num_input_tokens", "num_output_tokens"),
+    *("cum_log_probs", "output_log_probs"),
+)
 # All that may be given besides the prompt. Whether an answer is streamed depends on the model.
 FIELDS = {name: field for name, field in BY_NAME.items() if name not in (PROMPT, "stream")}
 PYTHON_TYPES: dict[str, type] = {"BYTES": str, "INT32": int, "UINT64": int, "FP32": float, "BOOL": bool}
@@ -50,6 +56,12 @@ def _check_value(name: str, value: Any) -> None:
             raise InvalidFieldError(f"{name}: {value} is outside {limits.min} to {limits.max} ({dtype})")
     if expected is str:
         encoded(name, value)
+
+
+def require_outputs(present: Container[str]) -> None:
+    """Raises ServerError for the answer of another server, or of another model, which lacks outputs."""
+    if missing := [name for name in OUTPUTS if name not in present]:
+        raise ServerError(f"the answer is none of this project's server: it lacks {', '.join(missing)}", "")
 
 
 def encoded(name: str, text: str) -> bytes:

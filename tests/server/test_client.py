@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -26,8 +29,12 @@ def url_of(server: Any, protocol: str) -> str:
     return str(server.grpc_url if protocol == "grpc" else server.http_url)
 
 
-def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([sys.executable, str(CLIENT), *arguments], input=stdin, capture_output=True, timeout=120)
+def run(
+    *arguments: str, stdin: bytes = b"", environment: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.CompletedProcess[bytes]:
+    """Runs client.py; `environment` is set besides what this process has."""
+    command = [sys.executable, str(CLIENT), *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, timeout=120, env={**os.environ, **environment})
 
 
 def assert_fails_in_one_line(done: subprocess.CompletedProcess[bytes], *words: str) -> None:
@@ -119,6 +126,26 @@ def test_no_answer_in_time_is_one_line(server: Any, protocol: str) -> None:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_refused_connection_names_the_url(protocol: str) -> None:
     assert_fails_in_one_line(run("Once", "--protocol", protocol, "--url", "127.0.0.1:1"), "127.0.0.1:1", "refused")
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_proxies_of_the_environment_do_not_stand_between_the_client_and_this_machine(
+    server: Any, protocol: str
+) -> None:
+    nowhere = dict.fromkeys(["http_proxy", "https_proxy", "ALL_PROXY", "grpc_proxy"], "http://127.0.0.1:1")
+    asked = [PROMPTS[0], "--max-tokens", "2", "--protocol", protocol, "--url", url_of(server, protocol)]
+    for further in [[], ["--stream"]] if protocol in STREAMING_PROTOCOLS else [[]]:
+        done = run(*asked, *further, environment=nowhere)
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("protocol", STREAMING_PROTOCOLS)
+@pytest.mark.parametrize("further", [[], ["--stream"]])
+def test_a_proxy_that_is_nowhere_is_one_line(protocol: str, further: list[str]) -> None:
+    far = ["--protocol", protocol, "--url", "192.0.2.1:8000", *further]
+    nowhere = dict.fromkeys(["http_proxy", "grpc_proxy"], "http://user:secret@127.0.0.1:1")
+    done = run("Once", *far, environment=nowhere)
+    assert_fails_in_one_line(done, "192.0.2.1:8000 through the proxy http://127.0.0.1:1 (", "refused")
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

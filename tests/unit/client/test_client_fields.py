@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptj_triton.client import Client, InvalidFieldError, host_and_port
+from gptj_triton.client import Client, InvalidFieldError
 from gptj_triton.client.command import given_fields, parse_arguments
 from gptj_triton.client.request import FIELDS, check, python_type, tensor, tensors
 from gptj_triton.fields import BY_NAME
@@ -96,12 +96,6 @@ def test_what_a_type_cannot_carry_is_refused_by_name(fields: dict[str, Any], wor
 )
 def test_the_ends_of_a_type_are_accepted(fields: dict[str, Any]) -> None:
     check(fields)
-
-
-def test_a_url_is_host_and_port_with_or_without_http() -> None:
-    assert host_and_port("http://localhost:8000/") == host_and_port("localhost:8000") == "localhost:8000"
-    with pytest.raises(InvalidFieldError, match="https://localhost"):
-        host_and_port("https://localhost")
 
 
 def test_generate_takes_no_batches() -> None:
