@@ -1,0 +1,64 @@
+"""Interpreters describe themselves, whatever their version."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from gptj_triton.install.interpreter import PROJECT, VERSIONS, describe, inspect
+
+OTHERS = [name for name in ("python3.7", "python3.8", "python3.9", "python3.13", "python3.14") if shutil.which(name)]
+
+
+def test_this_interpreter_fits_and_has_all() -> None:
+    own = describe()
+    assert own == inspect(sys.executable)
+    assert own.fits and own.library and own.has_pip
+
+
+@pytest.mark.parametrize(
+    ("version", "abi", "fits"),
+    [
+        *((version, f"cpython-{version.replace('.', '')}-x86_64-linux-gnu", True) for version in VERSIONS),
+        ("3.9", "cpython-39-x86_64-linux-gnu", False),
+        ("3.13", "cpython-313-x86_64-linux-gnu", False),
+        ("3.11", "cpython-311-aarch64-linux-gnu", False),
+        ("3.11", "cpython-311-i386-linux-gnu", False),
+        ("3.12", "cpython-312-x86_64-linux-musl", False),
+        ("3.11", "cpython-311d-x86_64-linux-gnu", False),
+        ("3.10", "pypy310-pp73-x86_64-linux-gnu", False),
+    ],
+)
+def test_which_interpreters_fit(version: str, abi: str, fits: bool) -> None:
+    assert describe()._replace(version=version, abi=abi).fits is fits
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_an_interpreter_that_does_not_fit_says_so_itself(name: str) -> None:
+    other = inspect(name)
+    if other is None:
+        pytest.skip(f"{name} does not run")
+    assert other.version == name.removeprefix("python")
+    assert not other.fits
+
+
+@pytest.mark.parametrize("program", ["/usr/bin/true", "/usr/bin/false", "/nowhere/python3", str(PROJECT), ""])
+def test_what_is_no_interpreter_is_none(program: str) -> None:
+    assert inspect(program) is None
+
+
+def test_a_library_of_another_machines_folder_is_not_looked_for_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a user who may not read the folder, which root always may: a path too long fails alike."""
+    monkeypatch.setattr("sysconfig.get_config_var", lambda name: "/" + "x" * 300 if name == "LIBDIR" else None)
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    library = tmp_path / ".venv" / "lib" / f"libpython{describe().version}.so.1.0"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    assert describe().library == os.fspath(library)
