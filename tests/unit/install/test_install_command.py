@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from gptj_triton.install.interpreter import PROJECT, inspect
+from gptj_triton.install.interpreter import PROJECT, Interpreter, inspect
 from tests.shell import clean_environment
+from tests.unit.install.other_pythons import OTHERS
 
 NO_NETWORK = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PATH": "/nowhere"}
-UNFIT = next(filter(None, map(inspect, ("python3.13", "python3.14", "python3.9", "python3.8"))), None)
 
 
 def install(python: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -40,13 +40,12 @@ def test_a_half_made_environment_is_made_anew(tmp_path: Path) -> None:
     assert made is not None and made.has_pip
 
 
-@pytest.mark.skipif(UNFIT is None, reason="there is no other Python here")
-def test_without_a_network_it_is_said_what_to_install(tmp_path: Path) -> None:
-    assert UNFIT is not None
-    done = install(UNFIT.executable, tmp_path / ".venv", **NO_NETWORK)
+@pytest.mark.parametrize("other", OTHERS[-1:], ids=lambda other: other.version)
+def test_without_a_network_it_is_said_what_to_install(tmp_path: Path, other: Interpreter) -> None:
+    done = install(other.executable, tmp_path / ".venv", **NO_NETWORK)
     assert done.returncode == 1
     first, last = done.stderr.splitlines()
-    assert f"is Python {UNFIT.version}" in first
+    assert f"is Python {other.version}" in first
     assert "uv fetches Python 3.11" in first
     assert last.startswith("make: no Python that serves: install CPython 3.10, 3.11 or 3.12")
     assert not (tmp_path / ".venv").exists()
