@@ -6,7 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # `$(INSTALLED)` is there when what serving needs is installed, `$(INSTALLED)-NAME` when the extra NAME is too.
 INSTALLED := $(VENV)/.installed
-# What is downloaded waits beside the place where it goes, so that a small /tmp is enough.
+# A user's pip may be set to install elsewhere. What it downloads waits beside the place where it goes: /tmp may be small.
+export PIP_USER := 0
 PIP := TMPDIR="$(CURDIR)/$(VENV)" $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: serve test test-gpu test-bare lint configs perf bench compare clean

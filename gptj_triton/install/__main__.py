@@ -13,7 +13,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     try:
         make_environment(parser.parse_args().folder.absolute())
-    except InstallError as error:
+    except (InstallError, OSError) as error:
         print(f"make: {error}", file=sys.stderr)
         return 1
     return 0

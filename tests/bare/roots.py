@@ -22,7 +22,10 @@ KEYRINGS = Path("/usr/share/keyrings")
 # The mount namespace is the command's own: what is mounted in the root is gone when the command ends.
 ENTER = """
 mount -t proc proc "$ROOT/proc"; mount --rbind /dev "$ROOT/dev"
-for path in $LENT; do mount --bind "$path" "$ROOT$path"; done
+for path in $LENT; do
+    mount --bind "$path" "$ROOT$path"
+    mount -o remount,bind,ro "$ROOT$path"
+done
 exec chroot --userspec="$AS" "$ROOT" /usr/bin/env -i $KEPT sh -c "$COMMAND"
 """
 
@@ -46,8 +49,9 @@ class Root:
     folder: Path
 
     def command(self, command: str, user: str = USER, **variables: str) -> list[str]:
-        """The command line that runs `command` in the root, in the user's home, with the environment of a login."""
-        lent = [path for path in pip_paths() if path.exists()]
+        """The command line that runs `command` in the root, in a home, with the environment of a login. Only the
+        ordinary user has pip's settings."""
+        lent = [path for path in pip_paths() if path.exists() and user == USER]
         for path in lent:
             place = Path(f"{self.folder}{path}")
             if path.is_dir():
@@ -56,7 +60,12 @@ class Root:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.touch()
         home = HOME if user == USER else Path("/root")
-        kept = {**pip_settings(), **variables, "HOME": str(home), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+        kept = {
+            **(pip_settings() if user == USER else {}),
+            **variables,
+            "HOME": str(home),
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        }
         values = {
             "ROOT": str(self.folder),
             "AS": f"{user}:{user}",
