@@ -16,8 +16,8 @@ from gptj_triton.install.programs import InstallError, run
 UV_FOLDER = PROJECT / ".python"
 WHAT_HELPS = (
     "no Python that serves: install CPython 3.10, 3.11 or 3.12 with venv and its shared library (Debian 12: apt-get "
-    "install python3-venv libpython3.11; Ubuntu 24.04: apt-get install python3-venv libpython3.12), then make "
-    "PYTHON=python3.11 or the like"
+    "install python3-venv libpython3.11; Ubuntu 24.04: apt-get install python3-venv libpython3.12 python3-dev gcc), then "
+    "make PYTHON=python3.11 or the like"
 )
 
 
@@ -46,7 +46,7 @@ def make_environment(folder: Path) -> None:
 def fitting_pythons() -> list[Interpreter]:
     """The Pythons of this machine that serve: first those that have all, then those whose missing parts can be
     fetched."""
-    fitting = [python for python in installed_pythons() if python.fits]
+    fitting = [python for python in installed_pythons() if not python.why_not]
     whole = [python for python in fitting if python.library and python.makes_pip]
     return whole + [python for python in fitting if python not in whole and debian.is_packaged(python)]
 
@@ -63,8 +63,7 @@ def installed_pythons() -> Iterator[Interpreter]:
 def fetch_python() -> Interpreter:
     """A Python for this project alone. uv is installed with the Python that runs this, whatever its version."""
     own = describe()
-    lack = "has no shared library" if own.fits else f"is Python {own.version} ({own.abi}), which Triton has no stub for"
-    say(f"{own.executable} {lack}: uv fetches Python {VERSIONS[0]} into {UV_FOLDER}")
+    say(f"{own.executable} {own.why_not or 'has no shared library'}: uv fetches Python {VERSIONS[0]} into {UV_FOLDER}")
     create(own, UV_FOLDER / "uv")
     return uv.fetch_python(UV_FOLDER, UV_FOLDER / "uv" / "bin" / "python")
 

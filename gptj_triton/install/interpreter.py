@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -13,7 +14,9 @@ from typing import NamedTuple
 
 PROJECT = Path(__file__).resolve().parents[2]
 # Those for which tritonserver 2.51 has a stub that loads their own library. This project's tests run on the first.
-VERSIONS = ("3.11", "3.12", "3.10")
+VERSIONS = ("3.11", "3.10", "3.12")
+# For this one a package is compiled: geventhttpclient 2.0.2, the newest that tritonclient 2.51 takes, has no wheel.
+COMPILING_VERSION = "3.12"
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
@@ -27,11 +30,21 @@ class Interpreter(NamedTuple):
     library: str | None  # path of its libpython3.X.so.1.0
     has_pip: bool
     makes_pip: bool  # has ensurepip, so that a virtual environment made with it has pip
+    compiles: bool  # has the C compiler that it was made with, and its own headers
 
     @property
     def fits(self) -> bool:
         """Whether Triton has a stub for it."""
         return self.version in VERSIONS and self.abi == f"cpython-{self.version.replace('.', '')}-x86_64-linux-gnu"
+
+    @property
+    def why_not(self) -> str:
+        """Why nothing can be installed for it, even where its library and pip are fetched; empty where all can."""
+        if not self.fits:
+            return f"is Python {self.version} ({self.abi}), which Triton has no stub for"
+        if self.version == COMPILING_VERSION and not self.compiles:
+            return f"is Python {self.version}, for which a package must be compiled, without compiler or headers"
+        return ""
 
 
 def library_name(version: str) -> str:
@@ -53,6 +66,7 @@ def find_library() -> Path | None:
 def describe() -> Interpreter:
     """The running interpreter."""
     library = find_library()
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
     return Interpreter(
         executable=sys.executable,
         version=PYTHON,
@@ -61,6 +75,7 @@ def describe() -> Interpreter:
         library=None if library is None else str(library),
         has_pip=importlib.util.find_spec("pip") is not None,
         makes_pip=importlib.util.find_spec("ensurepip") is not None,
+        compiles=shutil.which(compiler) is not None and os.path.isfile(Path(sysconfig.get_path("include"), "Python.h")),
     )
 
 

@@ -68,7 +68,7 @@ def test_make_serve_then_curl(root: Root, system: System, tmp_path: Path) -> Non
     try:
         deadline = time.monotonic() + INSTALL_SECONDS
         while f"READY http://127.0.0.1:{http}" not in log.read_text():
-            if system is DEBIAN_13 and "error sending request for url" in log.read_text():
+            if system is not DEBIAN_12 and "error sending request for url" in log.read_text():
                 pytest.skip("uv's downloads are not reached from here")
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-4000:]
             time.sleep(0.5)
@@ -82,7 +82,7 @@ def test_make_serve_then_curl(root: Root, system: System, tmp_path: Path) -> Non
 
 
 def test_with_venv_only_the_library_is_fetched(root: Root, system: System) -> None:
-    if system is DEBIAN_13:
+    if system is not DEBIAN_12:
         pytest.skip("its Python is fetched whole")
     installed = root.run("apt-get -qq update && apt-get -qq --no-install-recommends install python3-venv", user="root")
     assert installed.returncode == 0, installed.stdout

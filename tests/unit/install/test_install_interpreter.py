@@ -35,6 +35,13 @@ def test_which_interpreters_fit(version: str, abi: str, fits: bool) -> None:
     assert describe()._replace(version=version, abi=abi).fits is fits
 
 
+def test_python_3_12_serves_only_where_a_package_can_be_compiled() -> None:
+    newest = describe()._replace(version="3.12", abi="cpython-312-x86_64-linux-gnu")
+    assert newest._replace(compiles=True).why_not == ""
+    assert "must be compiled" in newest._replace(compiles=False).why_not
+    assert describe()._replace(compiles=False).why_not == "" or describe().version == "3.12"
+
+
 @pytest.mark.parametrize("other", OTHERS, ids=lambda other: other.version)
 def test_an_interpreter_of_another_version_says_so_itself(other: Interpreter) -> None:
     assert other.version not in VERSIONS
