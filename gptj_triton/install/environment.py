@@ -16,8 +16,8 @@ from gptj_triton.install.programs import InstallError, run
 UV_FOLDER = PROJECT / ".python"
 WHAT_HELPS = (
     "no Python that serves: install CPython 3.10, 3.11 or 3.12 with venv and its shared library (Debian 12: apt-get "
-    "install python3-venv libpython3.11; Ubuntu 24.04: apt-get install python3-venv libpython3.12 python3-dev gcc), then "
-    "make PYTHON=python3.11 or the like"
+    "install python3-venv libpython3.11; Ubuntu 24.04: apt-get install python3-dev gcc python3-venv libpython3.12), "
+    "then make PYTHON=python3.11 or the like"
 )
 
 
