@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gptj_triton.install import debian, uv
-from gptj_triton.install.interpreter import PROJECT, VERSIONS, Interpreter, describe, inspect
+from gptj_triton.install.interpreter import VERSIONS, Interpreter, describe, inspect
 from gptj_triton.install.machine import check_machine
 from gptj_triton.install.programs import InstallError, run
 
-UV_FOLDER = PROJECT / ".python"
 WHAT_HELPS = (
     "no Python that serves: install CPython 3.10, 3.11 or 3.12 with venv and its shared library (Debian 12: apt-get "
     "install python3-venv libpython3.11; Ubuntu 24.04: apt-get install python3-dev gcc python3-venv libpython3.12), "
@@ -38,7 +37,7 @@ def make_environment(folder: Path) -> None:
         else:
             return
     try:
-        create_complete(fetch_python(), folder)
+        create_complete(fetch_python(folder.parent / ".python"), folder)
     except InstallError as error:
         raise InstallError(f"{WHAT_HELPS} ({error})") from None
 
@@ -60,12 +59,13 @@ def installed_pythons() -> Iterator[Interpreter]:
             yield python
 
 
-def fetch_python() -> Interpreter:
-    """A Python for this project alone. uv is installed with the Python that runs this, whatever its version."""
+def fetch_python(folder: Path) -> Interpreter:
+    """A Python in `folder`, for this project alone. The Python that runs this installs uv there, whatever its
+    version."""
     own = describe()
-    say(f"{own.executable} {own.why_not or 'has no shared library'}: uv fetches Python {VERSIONS[0]} into {UV_FOLDER}")
-    create(own, UV_FOLDER / "uv")
-    return uv.fetch_python(UV_FOLDER, UV_FOLDER / "uv" / "bin" / "python")
+    say(f"{own.executable} {own.why_not or 'has no shared library'}: uv fetches Python {VERSIONS[0]} into {folder}")
+    create(own, folder / "uv")
+    return uv.fetch_python(folder, folder / "uv" / "bin" / "python")
 
 
 def create_complete(python: Interpreter, folder: Path) -> None:
