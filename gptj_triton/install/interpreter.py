@@ -54,7 +54,7 @@ def library_name(version: str) -> str:
 def find_library() -> Path | None:
     """`libpython3.X.so.1.0` of the running interpreter, not of another build that the loader may know. Last comes the
     one that `make` fetched into the virtual environment."""
-    folders = [Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib"), Path(sys.base_prefix) / "lib"]
+    folders = [Path(sys.base_prefix) / "lib", Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib")]
     multiarch = sysconfig.get_config_var("MULTIARCH") or ""
     folders = [*folders, *(folder / multiarch for folder in folders), Path(sys.prefix) / "lib"]
     files = (folder / library_name(PYTHON) for folder in folders)
