@@ -1,5 +1,4 @@
-# Every chore of this project. `make serve` and `make test` need python3 (3.10 to 3.12, with venv and its shared library)
-# and nothing else: they make .venv first.
+# Every chore of this project. Each needs a python3 and nothing else: .venv is made first, and what it lacks is fetched.
 PYTHON ?= python3
 ARGS ?=
 
@@ -7,8 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 # `$(INSTALLED)` is there when what serving needs is installed, `$(INSTALLED)-NAME` when the extra NAME is too.
 INSTALLED := $(VENV)/.installed
+# A user's pip may be set to install elsewhere. What it downloads waits beside the place where it goes: /tmp may be small.
+export PIP_USER := 0
+PIP := TMPDIR="$(CURDIR)/$(VENV)" $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: serve test test-gpu lint configs perf bench compare clients clean
+.PHONY: serve test test-gpu test-bare lint configs perf bench compare clients clean
 
 # Serves the embedded model, or what ARGS says: make serve ARGS="--model EleutherAI/gpt-j-6b --device cuda"
 serve: $(INSTALLED)
@@ -21,6 +23,10 @@ test: $(INSTALLED)-test
 # The kernels: on a GPU if there is one, else in the interpreter of Triton (the language).
 test-gpu: $(INSTALLED)-test $(INSTALLED)-gpu
 	$(BIN)/python -m pytest tests/gpu $(ARGS)
+
+# README's commands, as an ordinary user of small Debian and Ubuntu systems that debootstrap makes. Needs root and a network.
+test-bare: $(INSTALLED)-test
+	$(BIN)/python -m pytest tests/bare $(ARGS)
 
 lint: $(INSTALLED)-test
 	$(BIN)/ruff check
@@ -51,18 +57,19 @@ compare: $(INSTALLED)-compare
 # Some of them: make clients ARGS="kserve litellm"
 clients: $(INSTALLED)
 	test -x build/clients-env/bin/uv || $(BIN)/python -m venv build/clients-env
-	build/clients-env/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	build/clients-env/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	$(BIN)/python tests/clients/run_clients.py $(ARGS)
 
 $(INSTALLED): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13) and "Python 3.10, 3.11 or 3.12 is needed: make PYTHON=python3.12 ...")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@$(PYTHON) -c 'import json, subprocess, sys, venv; sys.exit(sys.version_info < (3, 7))' 2>/dev/null || \
+	  { echo "make: $(PYTHON) is no Python 3.7 or newer with its standard library: apt-get install python3, or make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -m gptj_triton.install $(VENV)
+	$(PIP) -e .
 	touch $@
 
 $(INSTALLED)-%: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	$(PIP) -e '.[$*]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis gptj_triton.egg-info
+	rm -rf $(VENV) .python .mypy_cache .pytest_cache .ruff_cache .hypothesis gptj_triton.egg-info

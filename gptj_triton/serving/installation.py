@@ -11,15 +11,14 @@ import os
 import shlex
 import shutil
 import sys
-import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gptj_triton.install.interpreter import PYTHON, find_library, library_name
 from gptj_triton.serving.errors import ServeError
 from gptj_triton.serving.python_environment import find_programs
 
-PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 STUB = "triton_python_backend_stub"
 
 
@@ -101,17 +100,14 @@ def find_triton() -> Triton:
 
 
 def find_python_library() -> Path:
-    """`libpython3.X.so.1.0` of the running interpreter, not of another build that the loader may know."""
-    name = f"libpython{PYTHON}.so.1.0"
-    folders = [Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib"), Path(sys.base_prefix) / "lib"]
-    multiarch = sysconfig.get_config_var("MULTIARCH") or ""
-    for folder in [*folders, *(folder / multiarch for folder in folders)]:
-        if (folder / name).is_file():
-            return folder / name
-    raise ServeError(
-        f"{sys.executable} has no {name}, which Triton's stub loads: install it (Debian and Ubuntu: apt-get install "
-        f"libpython{PYTHON}) or use a Python built with --enable-shared"
-    )
+    """`libpython3.X.so.1.0` of the running interpreter."""
+    library = find_library()
+    if library is None:
+        raise ServeError(
+            f"{sys.executable} has no {library_name(PYTHON)}, which Triton's stub loads: `make` fetches it for "
+            f"the one of Debian and Ubuntu (or apt-get install libpython{PYTHON}); build others with --enable-shared"
+        )
+    return library
 
 
 def stage_backends(root: Path, triton: Triton, fastertransformer: Path) -> Stage:

@@ -1,84 +1,29 @@
 """The documents tell the truth: their commands, run in a clean copy of the tree, print what it says they print.
 
 A document is followed as by a reader at one terminal, while `make serve` runs at another: its `sh` blocks, in order,
-in one shell, with the environment of a user who has just logged in. The block right after one is what it prints, with
-`…` for what varies; a comment before one says why it is not run. Only the ports differ here. Knows nothing of what the
-commands do.
+in one shell, with the environment of a user who has just logged in. Only the ports differ here. Knows nothing of what
+the commands do.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from gptj_triton.bench.local_server import free_ports
+from tests.documents import DOCUMENTS, PORTS, SERVE, Ports, blocks, copy_tree, translated
 from tests.shell import clean_environment
 
-PROJECT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
-BLOCK = re.compile(
-    r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```sh\n(?P<command>.+?)^```\n"
-    r"(?:\n```(?P<language>json|text)\n(?P<output>.+?)^```\n)?",
-    re.S | re.M,
-)
-SERVE = "make serve"  # the command that has been given, without arguments, when a document is followed
-# Those of `make serve`, and those that documents give to a server beside it.
-PORTS = ("8000", "8001", "8002", "9000", "9001", "9002")
 READY_SECONDS = 600.0  # it installs everything first
 DOCUMENT_SECONDS = 240.0
-
-Ports = dict[str, str]  # what a document says: what stands for it here
-
-
-@dataclass(frozen=True)
-class Block:
-    """One command and, where the document says it, what it prints (else None) in which language."""
-
-    command: str
-    language: str | None
-    output: str | None
-    reason: str | None  # why it is not run
-
-    @property
-    def serves(self) -> bool:
-        return self.command.partition("#")[0].strip() == SERVE
-
-    @property
-    def is_run(self) -> bool:
-        return self.reason is None and not self.serves
-
-    def is_what_it_prints(self, printed: str, ports: Ports) -> bool:
-        """JSON is compared as values, all else by words; without an output, anything is right but nothing."""
-        if self.output is None:
-            return bool(printed.strip())
-        if self.language == "json" and "…" not in self.output:
-            with contextlib.suppress(json.JSONDecodeError):
-                return bool(json.loads(printed) == json.loads(self.output))
-            return False
-        words = re.escape(" ".join(translated(self.output, ports).split()))
-        return re.fullmatch(words.replace("…", ".*?"), " ".join(printed.split())) is not None
-
-
-def blocks(document: Path) -> list[Block]:
-    found = BLOCK.finditer(document.read_text())
-    return [Block(each["command"], each["language"], each["output"], each["reason"]) for each in found]
-
-
-def translated(text: str, ports: Ports) -> str:
-    """`text` with this test's ports in the place of the document's; the client is given its own."""
-    text = text.replace("tools/client.py", "tools/client.py --url localhost:8000")
-    return re.sub(rf"\b({'|'.join(PORTS)})\b", lambda port: ports[port[0]], text)
 
 
 def follow(commands: list[str], project: Path, folder: Path) -> tuple[list[str], str]:
@@ -108,13 +53,8 @@ def follow(commands: list[str], project: Path, folder: Path) -> tuple[list[str],
 
 @pytest.fixture(scope="module")
 def clean_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What git would give somebody else of this tree."""
     copy = tmp_path_factory.mktemp("clean") / "project"
-    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    files = subprocess.run(listed, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, files.split("\0")):
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(PROJECT / name, copy / name)
+    copy_tree(copy)
     return copy
 
 

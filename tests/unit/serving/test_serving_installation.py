@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from gptj_triton.install.interpreter import PYTHON
 from gptj_triton.project import PROJECT
 from gptj_triton.serving.errors import ServeError
-from gptj_triton.serving.installation import PYTHON, STUB, Triton, find_python_library, find_triton, stage_backends
+from gptj_triton.serving.installation import STUB, Triton, find_python_library, find_triton, stage_backends
 
 BACKEND = PROJECT / "backends" / "fastertransformer"
 
