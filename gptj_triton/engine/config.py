@@ -10,10 +10,10 @@ from pathlib import Path
 
 import msgspec
 
-from gptj_triton.checkpoint.data_types import COMPUTE_TYPES
+from gptj_triton.checkpoint.data_types import COMPUTE_TYPES, FP8
 from gptj_triton.errors import ConfigError
 
-DATA_TYPES = ("auto", *COMPUTE_TYPES)
+DATA_TYPES = ("auto", *COMPUTE_TYPES, FP8)
 DEVICES = ("auto", "cpu", "cuda")
 WRONG_TYPE = re.compile(r"Expected `(?P<type>\w+)`.* - at `\$\.(?P<name>\w+)`")
 
@@ -62,13 +62,15 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "data_type": DATA_TYPES,
             "model_type": ("GPT-J",),
             "enable_custom_all_reduce": (0,),
-            "int8_mode": (0,),
+            "int8_mode": (0, 1),
             "device": DEVICES,
         }
         for name, allowed in only.items():
             value = getattr(self, name)
             if value not in allowed:
                 raise ConfigError(f"parameter {name} is {value!r}, allowed: {', '.join(map(str, allowed))}")
+        if self.int8_mode and self.data_type in ("fp32", FP8):
+            raise ConfigError(f"parameter int8_mode is 1 and data_type {self.data_type!r}, allowed: auto, fp16 or bf16")
         least = {"tensor_para_size": 1, "kv_cache_gib": 0, "step_tokens": 0, "max_sequences": 0, "context_length": 0}
         for name, minimum in least.items():
             if not minimum <= getattr(self, name) < math.inf:

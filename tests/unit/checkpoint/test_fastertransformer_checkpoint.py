@@ -28,14 +28,14 @@ ODD_INNER = {"n_embd": 48, "n_head": 3, "n_inner": 99, "rotary_dim": 16, "n_laye
 QKV = "model.layers.1.attention.query_key_value.weight.1.bin"
 
 
-def load(checkpoint: Path, dtype: torch.dtype = torch.float32, context_length: int = 0) -> ModelWeights:
+def load(checkpoint: Path, dtype: torch.dtype = torch.float32, context_length: int = 0) -> ModelWeights[Tensor]:
     return load_weights(checkpoint, ModelConfig.read(checkpoint, context_length), dtype, CPU)
 
 
-def assert_equal(got: ModelWeights, expected: ModelWeights) -> None:
+def assert_equal(got: ModelWeights[Tensor], expected: ModelWeights[Tensor]) -> None:
     """Every bit of every tensor, and the layout in memory, on which the order of additions may depend."""
 
-    def tensors(weights: ModelWeights) -> list[Tensor]:
+    def tensors(weights: ModelWeights[Tensor]) -> list[Tensor]:
         layers = [tensor for layer in weights.layers for tensor in vars(layer).values()]
         return [*layers, *(value for value in vars(weights).values() if isinstance(value, Tensor))]
 

@@ -21,11 +21,11 @@ CPU = torch.device("cpu")
 MLP = "transformer.h.1.mlp.fc_in.weight"
 
 
-def load(checkpoint: Path, dtype: torch.dtype = torch.float32) -> ModelWeights:
+def load(checkpoint: Path, dtype: torch.dtype = torch.float32) -> ModelWeights[Tensor]:
     return load_weights(checkpoint, ModelConfig.from_huggingface(checkpoint), dtype, CPU)
 
 
-def all_tensors(weights: ModelWeights) -> list[Tensor]:
+def all_tensors(weights: ModelWeights[Tensor]) -> list[Tensor]:
     layers = [tensor for layer in weights.layers for tensor in vars(layer).values()]
     return [*layers, *(value for value in vars(weights).values() if isinstance(value, Tensor))]
 
