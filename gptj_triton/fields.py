@@ -113,7 +113,7 @@ FIELDS = (
         help="the prompt",
         default_words="required",
         tensor=Tensor(name="input_ids", dtype="UINT32", dims=(-1,), made=True, required=True),
-        elsewhere=("prompt", "text", "inputs"),
+        elsewhere=("prompt", "prompts", "text", "input", "inputs", "input_text"),
     ),
     Field(
         dtype="UINT32",
@@ -135,6 +135,18 @@ FIELDS = (
         minimum=1,
         default=16,
         tensor=Tensor(name="request_output_len", dtype="UINT32", made=True, required=True),
+        elsewhere=(
+            "max_new_tokens",
+            "max_completion_tokens",
+            "max_output_tokens",
+            "max_tokens_to_sample",
+            "max_token_count",
+            "max_length",
+            "max_gen_len",
+            "num_tokens",
+            "n_predict",
+            "num_predict",
+        ),
     ),
     Field(
         name="min_tokens",
@@ -143,6 +155,15 @@ FIELDS = (
         minimum=0,
         default=0,
         tensor=Tensor(name="min_length", dtype="UINT32", origin=Origin.UNDECLARED, made=True),
+        elsewhere=("min_new_tokens",),
+    ),
+    Field(
+        name="min_length",
+        dtype="INT32",
+        help="another name of min_tokens",
+        minimum=0,
+        default_words="min_tokens",
+        alias_of="min_tokens",
     ),
     Field(
         name="temperature",
@@ -151,6 +172,7 @@ FIELDS = (
         minimum=0,
         default=1.0,
         tensor=Tensor(name="temperature", dtype="FP32"),
+        elsewhere=("temp",),
     ),
     Field(
         name="top_k",
@@ -188,6 +210,7 @@ FIELDS = (
         maximum=1000,
         default=1.0,
         tensor=Tensor(name="repetition_penalty", dtype="FP32"),
+        elsewhere=("repeat_penalty", "rep_penalty"),
     ),
     Field(
         name="presence_penalty",
@@ -197,6 +220,7 @@ FIELDS = (
         maximum=1000,
         default=0.0,
         tensor=Tensor(name="presence_penalty", dtype="FP32", origin=Origin.UNDECLARED),
+        elsewhere=("pres_penalty",),
     ),
     Field(
         name="frequency_penalty",
@@ -206,6 +230,7 @@ FIELDS = (
         maximum=1000,
         default=0.0,
         tensor=Tensor(name="frequency_penalty", dtype="FP32", origin=Origin.OURS),
+        elsewhere=("freq_penalty",),
     ),
     Field(
         name="length_penalty",
@@ -232,6 +257,7 @@ FIELDS = (
         maximum=MOST_SEQUENCES,
         default=1,
         tensor=Tensor(name="beam_width", dtype="UINT32", made=True),
+        elsewhere=("num_beams", "beam_size"),
     ),
     Field(
         dtype="FP32",
@@ -249,7 +275,7 @@ FIELDS = (
         maximum=MOST_SEQUENCES,
         default=1,
         tensor=Tensor(name="num_return_sequences", dtype="INT32", origin=Origin.OURS),
-        elsewhere=("n",),
+        elsewhere=("n", "num_generations", "candidate_count"),
     ),
     Field(
         name="bad_words",
@@ -258,6 +284,7 @@ FIELDS = (
         many=True,
         default=(),
         tensor=Tensor(name="bad_words_list", dtype="INT32", dims=(2, -1), made=True),
+        elsewhere=("bad_words_ids",),
     ),
     Field(
         name="stop_words",
@@ -267,7 +294,7 @@ FIELDS = (
         default=(),
         tensor=Tensor(name="stop_strings", dtype="BYTES", dims=(-1,), origin=Origin.OURS),
         postprocessing=True,
-        elsewhere=("stop",),
+        elsewhere=("stop", "stop_sequences", "stop_tokens"),
     ),
     Field(
         dtype="INT32",
@@ -283,6 +310,7 @@ FIELDS = (
         minimum=0,
         default_words="the model's",
         tensor=Tensor(name="end_id", dtype="UINT32", made=True),
+        elsewhere=("eos_token_id", "eos_id", "stop_token_ids"),
     ),
     Field(
         name="pad_id",
@@ -290,6 +318,7 @@ FIELDS = (
         help="checked, and not needed",
         minimum=0,
         default_words="none",
+        elsewhere=("pad_token_id",),
     ),
     Field(
         dtype="FP32",
@@ -328,7 +357,7 @@ FIELDS = (
         help="fill cum_log_probs and output_log_probs, natural logarithms",
         default=False,
         tensor=Tensor(name="is_return_log_probs", dtype="BOOL"),
-        elsewhere=("logprobs",),
+        elsewhere=("logprobs", "top_logprobs"),
     ),
     Field(
         name="exclude_input_in_output",
@@ -337,7 +366,7 @@ FIELDS = (
         default=True,
         tensor=Tensor(name="exclude_input_in_output", dtype="BOOL", origin=Origin.STREAMING),
         postprocessing=True,
-        elsewhere=("echo",),
+        elsewhere=("echo", "return_full_text"),
     ),
     Field(
         name="stream",
@@ -345,6 +374,7 @@ FIELDS = (
         help="ensemble_stream answers in pieces unless this is false; ensemble answers once, so there it must be false",
         default_words="true in ensemble_stream, else false",
         tensor=Tensor(name="stream", dtype="BOOL", origin=Origin.STREAMING),
+        elsewhere=("streaming",),
     ),
     Field(
         name="return_num_input_tokens",

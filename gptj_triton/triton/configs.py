@@ -49,16 +49,17 @@ def make_configs() -> dict[str, str]:
 
 def preprocessing() -> list[str]:
     """Every field of a request in, tensors out."""
-    made = [_carried(tensor) for tensor in TENSORS if tensor.name in MADE]
-    for_nvidia = [_carried(tensor) for tensor in TENSORS if tensor.name == FOR_NVIDIA]
+    made = [_with_rows(_carried(tensor)) for tensor in TENSORS if tensor.name in MADE]
+    for_nvidia = [_with_rows(_carried(tensor)) for tensor in TENSORS if tensor.name == FOR_NVIDIA]
     return [
         *comment(
             "Text to tokens. Takes every field of a request, also those it only checks, so that an error names the "
             "user's own field. All inputs are optional: Triton answers a missing required input of an ensemble with "
-            '"unexpected deadlock", this step in words.'
+            '"unexpected deadlock", this step in words. Rows are a dimension like any other (max_batch_size 0): where '
+            "Triton counts them, it refuses a request without any input before this step can say what is missing."
         ),
-        *_head("preprocessing", 'backend: "python"'),
-        *block("input", map(_field, BY_NAME.values())),
+        *_head("preprocessing", 'backend: "python"', most_rows=0),
+        *block("input", (_with_rows(_field(field)) for field in BY_NAME.values())),
         *block("output", made),
         *block(
             "output",
@@ -256,13 +257,18 @@ def ensemble(streaming: bool) -> list[str]:
     ]
 
 
-def _head(name: str, program: str, *more: str) -> list[str]:
-    return [f'name: "{name}"', program, f"max_batch_size: {MAX_ROWS}", *more, ""]
+def _head(name: str, program: str, *more: str, most_rows: int = MAX_ROWS) -> list[str]:
+    return [f'name: "{name}"', program, f"max_batch_size: {most_rows}", *more, ""]
 
 
 def _field(field: Field) -> Declaration:
     """The ensemble's input."""
     return Declaration(str(field.name), field.dtype, (-1,) if field.many else (1,), optional=True)
+
+
+def _with_rows(declaration: Declaration) -> Declaration:
+    """The same tensor where Triton does not count rows, and `dims` must begin with them."""
+    return declaration._replace(dims=(-1, *declaration.dims))
 
 
 def _input(tensor: Tensor) -> Declaration:

@@ -1,7 +1,7 @@
 """The preprocessing step of the ensemble: the text and fields of a request to FasterTransformer's tensors.
 
-Only the calls that Triton makes: request_fields.py checks the fields, text/tokenizer.py makes tokens, token_tensors.py
-lays them out. Knows nothing of the engine.
+Only the calls that Triton makes: request_parameters.py and request_fields.py check what came, text/tokenizer.py makes
+tokens, token_tensors.py lays them out. Knows nothing of the engine.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.typing import DTypeLike
 from gptj_triton.text import tokenizer
 from gptj_triton.triton import request_fields, token_tensors
 from gptj_triton.triton.kept_tensors import KeptTensors
+from gptj_triton.triton.request_parameters import check_parameters
 
 KEPT_TENSORS = 256
 
@@ -46,9 +47,9 @@ class TritonPythonModel:
     def answer(self, request: Any) -> Any:
         """The response to one request of any number of rows; a row that cannot be served fails the whole request."""
         try:
-            request_fields.check_parameters(request.parameters())
+            unknown = check_parameters(request.parameters())
             arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-            rows = request_fields.read_fields(arrays, self.limits)
+            rows = request_fields.read_fields(arrays, self.limits, unknown)
             return pb_utils.InferenceResponse(self.tensors(rows, set(request.requested_output_names())))
         except request_fields.FieldError as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))

@@ -6,9 +6,7 @@ the limits that it is handed (context length, vocabulary size), but neither Trit
 
 from __future__ import annotations
 
-import difflib
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +14,8 @@ from numpy.typing import NDArray
 
 from gptj_triton.fields import BY_NAME, MOST_WORD_BYTES, MOST_WORDS, Field, plain
 
-# What Triton itself reads, in its own namespace or over `generate`, where `id` and `timeout` stay among the parameters.
-RESERVED_PARAMETERS = frozenset(
-    {"id", "timeout", "priority", "sequence_id", "sequence_start", "sequence_end", "headers", "binary_data_output"}
-)
-RESERVED_PREFIX = "triton_"
+MOST_NAMES = 8  # in a message
 ALIASES = {name: field.alias_of for name, field in BY_NAME.items() if field.alias_of is not None}
-NAMES_ELSEWHERE = {other: name for name, field in BY_NAME.items() for other in field.elsewhere}
 
 
 class FieldError(ValueError):
@@ -59,6 +52,7 @@ class RowFields:
     text_input: str
     max_tokens: int | None
     min_tokens: int
+    min_tokens_name: str  # the name under which it came
     temperature: float | None
     top_k: int | None
     top_p: float | None
@@ -80,31 +74,20 @@ class RowFields:
         return self.top_k or 0, self.top_p or 0.0
 
 
-def check_parameters(parameters_json: str) -> None:
-    """Raise FieldError for a request parameter that is not one of Triton's own, and for a timeout that is none.
-
-    `generate` turns JSON keys that name no input into request parameters: a misspelt field shows here, nowhere else.
-    `parameters_json`: the JSON object that the Python backend's request.parameters() returns.
-    """
-    for name, value in json.loads(parameters_json).items():
-        if name == "timeout" and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-            raise FieldError(f"timeout is {value!r}; it must be a whole number of microseconds, 0 for no limit")
-        if name in RESERVED_PARAMETERS or name.startswith(RESERVED_PREFIX):
-            continue
-        if name in BY_NAME:
-            raise FieldError(f"{name} came as a request parameter; it must be sent as an input tensor")
-        raise FieldError(f"unknown field {_shown(name)}{_hint(name)}; the fields are {', '.join(BY_NAME)}")
-
-
-def read_fields(arrays: Mapping[str, NDArray[Any]], limits: PromptLimits) -> list[RowFields]:
+def read_fields(
+    arrays: Mapping[str, NDArray[Any]], limits: PromptLimits, unknown: Sequence[str] = ()
+) -> list[RowFields]:
     """Check every field of a request and return its rows.
 
     `arrays`: the inputs that are present, by name, each [B, 1] or, for lists of words, [B, N]; strings as bytes.
-    Raises FieldError, its message led by `row I:` (from 0) when the request has several rows.
+    `unknown`: names of parameters that are no fields; one of them may be what should have been the prompt. Raises
+    FieldError, its message led by `row I:` (from 0) when the request has several rows.
     """
     if "text_input" not in arrays:
-        raise FieldError("text_input is missing; it must be a prompt of at least one character")
-    count = len(arrays["text_input"])
+        kind = "unknown field" if len(unknown) == 1 else "unknown fields"
+        also = f" ({kind} {', '.join(unknown[:MOST_NAMES])})" if unknown else ""
+        raise FieldError(f"text_input is missing; it must be a prompt of at least one character{also}")
+    count = _count_rows(arrays)
     rows = []
     for index in range(count):
         try:
@@ -113,6 +96,17 @@ def read_fields(arrays: Mapping[str, NDArray[Any]], limits: PromptLimits) -> lis
             raise FieldError(f"{row_prefix(index, count)}{error}") from None
     _require_agreement(rows)
     return rows
+
+
+def _count_rows(arrays: Mapping[str, NDArray[Any]]) -> int:
+    """The rows of a request. Triton counts those of an ensemble's, but not those of a request to this step alone."""
+    count = len(arrays["text_input"])
+    if not count:
+        raise FieldError("text_input has no rows; it must have one or more")
+    for name, array in arrays.items():
+        if len(array) != count:
+            raise FieldError(f"{name} has {len(array)} rows; it must have {count}, as text_input has")
+    return count
 
 
 def row_prefix(index: int, count: int) -> str:
@@ -142,7 +136,9 @@ def new_token_limit(row: RowFields, prompt_length: int, limits: PromptLimits) ->
             f"tokens long and the context holds {context} tokens, prompt and new text together"
         )
     if row.min_tokens > max_tokens:
-        raise FieldError(f"min_tokens is {row.min_tokens}; it must be from 0 to max_tokens, here {max_tokens}")
+        raise FieldError(
+            f"{row.min_tokens_name} is {row.min_tokens}; it must be from 0 to max_tokens, here {max_tokens}"
+        )
     return max_tokens
 
 
@@ -157,6 +153,7 @@ def _read_row(values: Mapping[str, NDArray[Any]], limits: PromptLimits) -> RowFi
             )
     if given.get("stream"):
         raise FieldError("stream is true; it must be false, because `ensemble` answers once: use `ensemble_stream`")
+    min_tokens_name = "min_length" if "min_length" in given and "min_tokens" not in given else "min_tokens"
     _resolve_aliases(given)
 
     def value(name: str) -> Any:
@@ -166,6 +163,7 @@ def _read_row(values: Mapping[str, NDArray[Any]], limits: PromptLimits) -> RowFi
         text_input=given["text_input"],
         max_tokens=given.get("max_tokens"),
         min_tokens=value("min_tokens"),
+        min_tokens_name=min_tokens_name,
         temperature=given.get("temperature"),
         top_k=given.get("top_k"),
         top_p=given.get("top_p"),
@@ -197,7 +195,7 @@ def _refuse_bulk(values: Mapping[str, NDArray[Any]], limits: PromptLimits) -> No
             f"{limits.longest_token} bytes"
         )
     for name in (name for name, field in BY_NAME.items() if field.many and name in values):
-        words = values[name].tolist()
+        words = [word for word in values[name].tolist() if word]
         if len(words) > MOST_WORDS:
             raise FieldError(f"{name} has {len(words)} words; it must have at most {MOST_WORDS}")
         size = sum(map(len, words))
@@ -206,9 +204,9 @@ def _refuse_bulk(values: Mapping[str, NDArray[Any]], limits: PromptLimits) -> No
 
 
 def _checked(field: Field, values: NDArray[Any]) -> Any:
-    """The Python value of one field of one row."""
+    """The Python value of one field of one row. Empty words mean nothing: they fill a row up to others' length."""
     if field.many:
-        return tuple(_text(f"{field.name}[{index}]", value) for index, value in enumerate(values.tolist()))
+        return tuple(_text(f"{field.name}[{index}]", word) for index, word in enumerate(values.tolist()) if word)
     value = values.item()
     if field.dtype == "BYTES":
         return _text(str(field.name), value)
@@ -248,17 +246,3 @@ def _require_agreement(rows: list[RowFields]) -> None:
                 raise FieldError(
                     f"row {index}: {name} is {value}; it must be {first}, as in row 0, in all rows of a request"
                 )
-
-
-def _hint(name: str) -> str:
-    """` (did you mean ...?)`, where a field is near enough in spelling or known by that name elsewhere."""
-    nearest = NAMES_ELSEWHERE.get(name.lower())
-    if nearest is None:
-        near = difflib.get_close_matches(name[:60].lower(), BY_NAME, n=1, cutoff=0.5)
-        nearest = near[0] if near else None
-    return f" (did you mean {nearest}?)" if nearest else ""
-
-
-def _shown(name: str) -> str:
-    """`name` for a message, quoted and never longer than a line."""
-    return repr(name if len(name) <= 60 else name[:57] + "...")

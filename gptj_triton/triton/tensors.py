@@ -111,7 +111,7 @@ def _read_row(tensors: Tensors, index: int, model: Welcome) -> Row:
     params = SamplingParams(
         bad_words_list=_read_words(tensors, "bad_words_list", index),
         stop_words_list=_read_words(tensors, "stop_words_list", index),
-        stop_strings=tuple(tensors["stop_strings"][index].tolist()) if "stop_strings" in tensors else (),
+        stop_strings=tuple(filter(None, tensors["stop_strings"][index].tolist())) if "stop_strings" in tensors else (),
         **values,
     )
     _check(prompt, params, model.limits)
@@ -146,8 +146,6 @@ def _check(prompt: list[int], params: SamplingParams, limits: Limits) -> None:
     if pages > limits.num_pages:
         allowed = f"fewer beams or tokens: they need {pages} pages of the KV cache, which has {limits.num_pages}"
         raise InvalidRequestError("beam_width", params.beam_width, allowed)
-    if b"" in params.stop_strings:
-        raise InvalidRequestError("stop_strings", "an empty string", "strings of one character or more")
     if params.stop_strings and not limits.stop_strings:
         raise InvalidRequestError("stop_strings", "given", "none: the checkpoint has no byte-level tokenizer.json")
 

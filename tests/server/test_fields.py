@@ -129,10 +129,11 @@ def test_an_end_id_of_ones_own_ends_the_text_unseen(server: Any, tokenizer: Toke
     assert answer["text_output"] == tokenizer.decode(ids[:first])
 
 
-def test_min_tokens_holds_the_end_back(server: Any, tokenizer: Tokenizer, greedy: str) -> None:
+@pytest.mark.parametrize("name", ["min_tokens", "min_length"])
+def test_min_tokens_holds_the_end_back(server: Any, tokenizer: Tokenizer, greedy: str, name: str) -> None:
     end_id = tokenizer.encode(greedy).ids[0]
     assert generate(server, max_tokens=12, end_id=end_id, **COUNTS)["num_output_tokens"] == 1
-    assert generate(server, max_tokens=12, min_tokens=6, end_id=end_id, **COUNTS)["num_output_tokens"] >= 6
+    assert generate(server, max_tokens=12, end_id=end_id, **{name: 6}, **COUNTS)["num_output_tokens"] >= 6
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,11 @@ def signature(tensor: model_config_pb2.ModelInput) -> tuple[str, list[int]]:
     return model_config_pb2.DataType.Name(tensor.data_type).removeprefix("TYPE_"), list(tensor.dims)
 
 
+def rows_in_dims(model: str) -> list[int]:
+    """What a tensor's dims begin with: [-1] for the rows where Triton does not count them, else nothing."""
+    return [] if config(model).max_batch_size else [-1]
+
+
 def test_the_committed_configs_are_what_make_configs_writes() -> None:
     committed = {path.parent.name: path.read_text() for path in REPOSITORY.glob("*/config.pbtxt")}
     assert committed == make_configs()
@@ -31,8 +36,10 @@ def test_the_committed_configs_are_what_make_configs_writes() -> None:
 def test_the_inputs_are_the_fields_of_the_table_and_all_optional(model: str) -> None:
     inputs = {tensor.name: tensor for tensor in config(model).input}
     assert set(inputs) == set(BY_NAME)
+    rows = rows_in_dims(model)
     for name, field in BY_NAME.items():
-        assert signature(inputs[name]) == (field.dtype.replace("BYTES", "STRING"), [-1] if field.many else [1]), name
+        dims = [*rows, -1 if field.many else 1]
+        assert signature(inputs[name]) == (field.dtype.replace("BYTES", "STRING"), dims), name
         assert inputs[name].optional, name
 
 
@@ -41,13 +48,13 @@ def test_every_wire_of_an_ensemble_fits_both_its_ends(name: str) -> None:
     ensemble = config(name)
     wires = {tensor.name: signature(tensor) for tensor in ensemble.input}
     for step in ensemble.ensemble_scheduling.step:
-        model = config(step.model_name)
+        model, rows = config(step.model_name), len(rows_in_dims(step.model_name))
         inputs = {tensor.name: tensor for tensor in model.input}
-        outputs = {tensor.name: signature(tensor) for tensor in model.output}
+        outputs = {tensor.name: (signature(tensor)[0], signature(tensor)[1][rows:]) for tensor in model.output}
         for name, wire in step.input_map.items():
             datatype, dims = signature(inputs[name])
             assert wires[wire][0] == datatype, (step.model_name, name)
-            fits = [have == want or want == -1 for have, want in zip(wires[wire][1], dims, strict=True)]
+            fits = [have == want or want == -1 for have, want in zip(wires[wire][1], dims[rows:], strict=True)]
             assert all(fits), (step.model_name, name)
         missing = {name for name, tensor in inputs.items() if not tensor.optional} - set(step.input_map)
         assert not missing, (step.model_name, missing)
@@ -81,7 +88,7 @@ def test_the_streaming_model_has_all_that_the_other_has() -> None:
 def test_every_model_takes_as_many_rows_and_batches_nothing_by_itself(model: str) -> None:
     parsed = config(model)
     assert parsed.name == model
-    assert parsed.max_batch_size == 128
+    assert parsed.max_batch_size == (0 if model == "preprocessing" else 128)
     assert not parsed.HasField("dynamic_batching")
     assert parsed.model_transaction_policy.decoupled == (model == "fastertransformer_stream")
 

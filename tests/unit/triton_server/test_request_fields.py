@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,6 @@ from gptj_triton.triton.request_fields import (
     FieldError,
     PromptLimits,
     RowFields,
-    check_parameters,
     new_token_limit,
     read_fields,
 )
@@ -68,8 +65,6 @@ def only_row(**fields: Any) -> RowFields:
             True,
             "stream is true; it must be false, because `ensemble` answers once: use `ensemble_stream`",
         ),
-        ("stop_words", [(b"a", b"")], "stop_words[1] is empty; it must have at least one character"),
-        ("bad_words", [(b"",)], "bad_words[0] is empty; it must have at least one character"),
         ("stop_words", [(b"\xc3",)], "stop_words[0] has the byte 0xc3 at position 0; it must be valid UTF-8"),
         (
             "stop_words",
@@ -115,8 +110,21 @@ def test_beyond_the_ends_of_every_range_a_value_is_refused(name: str) -> None:
 
 
 def test_a_missing_text_input_is_refused() -> None:
-    with pytest.raises(FieldError, match="text_input is missing; it must be a prompt"):
+    message = "text_input is missing; it must be a prompt of at least one character"
+    with pytest.raises(FieldError, match=f"^{message}$"):
         read_fields(arrays(text_input=None, max_tokens=3), LIMITS)
+    with pytest.raises(FieldError, match=rf"^{message} \(unknown fields 'question', 'team'\)$"):
+        read_fields({}, LIMITS, ["'question'", "'team'"])
+    with pytest.raises(FieldError) as error:
+        read_fields({}, LIMITS, [repr("x" * 60)] * 1000)
+    assert len(str(error.value)) < 700
+
+
+def test_rows_must_be_there_and_equally_many_in_all_fields() -> None:
+    with pytest.raises(FieldError, match="text_input has no rows; it must have one or more"):
+        read_fields({"text_input": np.empty((0, 1), object)}, LIMITS)
+    with pytest.raises(FieldError, match="max_tokens has 3 rows; it must have 2, as text_input has"):
+        read_fields(arrays(text_input=[b"a", b"b"], max_tokens=[1, 2, 3]), LIMITS)
 
 
 def test_a_prompt_of_too_many_bytes_is_refused_before_it_is_tokenised() -> None:
@@ -170,8 +178,13 @@ def test_absent_fields_have_their_defaults() -> None:
     assert (row.bad_words, row.stop_words, row.end_id, row.temperature) == ((), (), None, None)
 
 
-def test_an_empty_list_of_words_is_no_list() -> None:
-    assert only_row(stop_words=[()], bad_words=[()]).stop_words == ()
+@pytest.mark.parametrize("name", ["stop_words", "bad_words"])
+def test_empty_words_mean_nothing(name: str) -> None:
+    for words in ((), (b"",), (b"", b""), (b"",) * (MOST_WORDS + 1)):
+        assert getattr(only_row(**{name: [words]}), name) == ()
+    assert getattr(only_row(**{name: [(b"", b"a", b"", b" ")]}), name) == ("a", " ")
+    with pytest.raises(FieldError, match=rf"{name}\[1\] has the byte 0xc3"):
+        only_row(**{name: [(b"", b"\xc3")]})
 
 
 def test_rows_keep_their_own_values() -> None:
@@ -226,53 +239,9 @@ def test_min_tokens_must_not_exceed_max_tokens() -> None:
         new_token_limit(only_row(min_tokens=6, max_tokens=5), 4, LIMITS)
 
 
-@pytest.mark.parametrize(
-    ("name", "nearest"),
-    [
-        ("max_token", "max_tokens"),
-        ("max_new_tokens", "max_tokens"),
-        ("temprature", "temperature"),
-        ("TEMPERATURE", "temperature"),
-        ("top-p", "top_p"),
-        ("stop", "stop_words"),
-        ("stopwords", "stop_words"),
-        ("prompt", "text_input"),
-        ("n", "num_return_sequences"),
-    ],
-)
-def test_an_unknown_field_is_refused_with_the_nearest_valid_name(name: str, nearest: str) -> None:
-    with pytest.raises(
-        FieldError, match=re.escape(f"unknown field {name!r} (did you mean {nearest}?); the fields are ")
-    ):
-        check_parameters(json.dumps({name: 1}))
-
-
-def test_an_unknown_field_like_no_other_is_refused_with_all_valid_names() -> None:
-    with pytest.raises(
-        FieldError, match=r"^unknown field 'zzz'; the fields are text_input, .*return_num_output_tokens$"
-    ):
-        check_parameters('{"zzz": 1}')
-
-
-def test_the_message_for_an_unknown_field_stays_short_however_long_its_name() -> None:
-    with pytest.raises(FieldError) as error:
-        check_parameters(json.dumps({"x" * 1_000_000: 1}))
-    assert len(str(error.value)) < 600
-
-
-def test_the_parameters_that_triton_reserves_are_let_through() -> None:
-    reserved = "id timeout priority sequence_id sequence_start sequence_end headers binary_data_output triton_anything"
-    check_parameters(json.dumps(dict.fromkeys(reserved.split(), 1)))
-
-
-@pytest.mark.parametrize("value", [-1, 1.5, "soon", True, None, [5]])
-def test_a_timeout_that_is_no_number_of_microseconds_is_refused(value: object) -> None:
-    message = f"timeout is {value!r}; it must be a whole number of microseconds, 0 for no limit"
-    with pytest.raises(FieldError, match=re.escape(message)):
-        check_parameters(json.dumps({"timeout": value}))
-    check_parameters('{"timeout": 0}')
-
-
-def test_a_field_sent_as_a_request_parameter_is_refused_and_not_dropped() -> None:
-    with pytest.raises(FieldError, match="max_tokens came as a request parameter; it must be sent as an input tensor"):
-        check_parameters('{"max_tokens": 3}')
+def test_min_length_is_min_tokens_and_an_error_has_the_name_that_was_given() -> None:
+    assert only_row(min_length=3).min_tokens == only_row(min_length=3, min_tokens=3).min_tokens == 3
+    with pytest.raises(FieldError, match="min_tokens is 2 and min_length, its other name, is 3; they must be equal"):
+        only_row(min_length=3, min_tokens=2)
+    with pytest.raises(FieldError, match=r"^min_length is 6; it must be from 0 to max_tokens, here 5"):
+        new_token_limit(only_row(min_length=6, max_tokens=5), 4, LIMITS)

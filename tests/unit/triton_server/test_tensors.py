@@ -146,6 +146,14 @@ def test_stop_strings_are_bytes_of_each_row() -> None:
     assert [row.sequences[0].stop_strings for row in rows] == [(b"a", b"\xc3\xa9"), (b"b", b"c")]
 
 
+def test_empty_stop_strings_are_skipped_also_where_no_stop_strings_are_served() -> None:
+    strings = np.array([[b"", b"a"], [b"", b""]], np.object_)
+    rows = read_rows(request([1], [2]) | {"stop_strings": strings}, MODEL)
+    assert [row.sequences[0].stop_strings for row in rows] == [(b"a",), ()]
+    blind = Welcome(1, msgspec.structs.replace(LIMITS, stop_strings=False), 98, 99)
+    assert read_rows(request([1]) | {"stop_strings": np.array([[b""]], np.object_)}, blind)
+
+
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
@@ -188,10 +196,6 @@ def test_stop_strings_are_bytes_of_each_row() -> None:
         (
             request([1]) | {"stop_words_list": np.array([[[1, 2], [3, -1]]])},
             "stop_words_list is an end offset of 3, allowed: 0 to 2, then -1",
-        ),
-        (
-            request([1]) | {"stop_strings": np.array([[b"a", b""]], np.object_)},
-            "stop_strings is an empty string, allowed: strings of one character or more",
         ),
     ],
     ids=lambda value: value.split(",")[0] if isinstance(value, str) else "",
