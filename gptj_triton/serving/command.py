@@ -81,6 +81,7 @@ def choose_overrides(options: Options, folder: Path) -> Overrides:
         checkpoint=find_checkpoint(request, EMBEDDED_MODEL, folder / "tokenizer"),
         device=options.device,
         data_type=options.data_type or open_data_type,
+        int8_mode=options.int8_mode,
         tensor_para_size=options.tensor_para_size,
         engine_python=resolve_engine_python(options),
         stream_pieces_per_second=options.stream_pieces_per_second,

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gptj_triton.engine.gpu.decode_attention import gelu_tanh
 from gptj_triton.engine.gpu.overlap import let_next_begin, overlap, wait_for_last
 
 
@@ -27,8 +28,8 @@ def _quantize_rows_kernel(x, out, scales, K, GELU: tl.constexpr, BLOCK: tl.const
     columns = tl.arange(0, BLOCK)
     inside = columns < K
     values = tl.load(x + row * K + columns, mask=inside, other=0.0).to(tl.float32)
-    if GELU:  # the tanh form: x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 * x^3))
-        values = values * tl.sigmoid(1.5957691216057308 * (values + 0.044715 * values * values * values))
+    if GELU:
+        values = gelu_tanh(values)
     scale = scale_to_float8(values)
     tl.store(out + row * K + columns, (values / scale).to(out.dtype.element_ty), mask=inside)
     tl.store(scales + row, scale)

@@ -20,7 +20,7 @@ from gptj_triton.checkpoint.weights import ModelWeights, load_converted_weights
 FLOAT8 = torch.float8_e4m3fn
 # The largest number of each type of 8 bits: the largest weight of an output column becomes this.
 LARGEST = {FLOAT8: 448.0, torch.int8: 127.0}
-COLUMNS_AT_ONCE = 4096  # so that little memory is needed besides
+COLUMNS_AT_ONCE = 256  # so that little memory is needed besides
 
 
 @dataclass(frozen=True)
@@ -70,4 +70,6 @@ def quantize(weight: Tensor, dtype: torch.dtype) -> Matrix:
         scale.copy_(torch.where(largest > 0, largest / LARGEST[dtype], 1.0))
         exact = columns / scale[:, None]
         target.copy_(exact if dtype.is_floating_point else exact.round())
+    if weight.device.type == "cuda":
+        torch.cuda.empty_cache()  # what is kept would lie between gaps
     return Matrix(values.T, scales)
