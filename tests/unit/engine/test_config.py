@@ -76,10 +76,10 @@ def test_an_unknown_parameter_is_refused_and_the_known_ones_are_named() -> None:
     [
         ("tensor_para_size", "0", "tensor_para_size is 0, allowed: 1 or more"),
         ("pipeline_para_size", "0", "pipeline_para_size is 0, allowed: 1"),
-        ("data_type", "fp8", "data_type is 'fp8', allowed: auto, fp32, fp16, bf16"),
+        ("data_type", "int4", "data_type is 'int4', allowed: auto, fp32, fp16, bf16, fp8"),
         ("model_type", "GPT-NeoX", "model_type is 'GPT-NeoX', allowed: GPT-J"),
         ("enable_custom_all_reduce", "1", "enable_custom_all_reduce is 1, allowed: 0"),
-        ("int8_mode", "1", "int8_mode is 1, allowed: 0"),
+        ("int8_mode", "2", "int8_mode is 2, allowed: 0, 1"),
         ("device", "tpu", "device is 'tpu', allowed: auto, cpu, cuda"),
         ("kv_cache_gib", "-1", "kv_cache_gib is -1.0, allowed: 0 or more, and finite"),
         ("kv_cache_gib", "nan", "kv_cache_gib is nan, allowed: 0 or more"),
