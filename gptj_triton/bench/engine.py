@@ -31,8 +31,8 @@ from gptj_triton.bench.machine import processor
 from gptj_triton.bench.results import make_result
 from gptj_triton.checkpoint.data_types import COMPUTE_TYPES
 from gptj_triton.checkpoint.model_config import ModelConfig
-from gptj_triton.engine.config import DATA_TYPES, DEVICES, EngineConfig
-from gptj_triton.engine.device import choose_data_type, choose_device
+from gptj_triton.engine.config import DEVICES, EngineConfig
+from gptj_triton.engine.device import choose_device, compute_type
 from gptj_triton.engine.engine import Engine
 from gptj_triton.engine.load import load_engine
 from gptj_triton.engine.sampling_params import SamplingParams
@@ -176,7 +176,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compares the engine's tokens/s with those of transformers' generate.")
     parser.add_argument("--model", type=Path, default=EMBEDDED_MODEL, metavar="DIR", help="default: the embedded model")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="default: %(default)s")
-    parser.add_argument("--data-type", choices=DATA_TYPES, default="auto", help="default: fp16 on a GPU, else fp32")
+    parser.add_argument(
+        "--data-type", choices=("auto", *COMPUTE_TYPES), default="auto", help="default: fp16 on a GPU, else fp32"
+    )
     parser.add_argument(
         "--concurrency", type=counts, default=[1, 4, 16, 64], metavar="N,N,...", help="default: 1,4,16,64"
     )
@@ -202,7 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.disable_progress_bar()
     try:
         device = choose_device(options.device)
-        options.device, options.data_type = device.type, choose_data_type(options.data_type, device)
+        options.device, options.data_type = device.type, compute_type(options.data_type, device).name
         vocab_size = ModelConfig.read(options.model).vocab_size  # refuses an unknown model in one line
         contenders = load_contenders(options)
         print(heading(options))

@@ -22,7 +22,6 @@ import torch
 
 from gptj_triton.bench.random_checkpoint import GPTJ_6B, write_random_checkpoint
 from gptj_triton.bench.results import Result, make_result, write_json
-from gptj_triton.checkpoint.data_types import COMPUTE_TYPES
 from gptj_triton.checkpoint.tensor_table import model_tensors
 from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.engine import Engine
@@ -34,6 +33,10 @@ from gptj_triton.errors import EngineError
 STEPS = [(batch, context) for context in (128, 512) for batch in (1, 8, 32, 64, 128)] + [(256, 128)]
 FIRST_TOKENS = [(1, 128), (1, 512), (1, 2048), (8, 128), (8, 512), (64, 512)]
 RUNS = [(64, 128, 128), (1024, 128, 128), (264, 2048, 128), (36, 2048, 2048), (160, 128, 2048)]  # requests, in, out
+
+
+DATA_TYPES = ("fp16", "bf16", "fp8", "int8")
+BYTES = {"fp8": 1, "int8": 1}  # a number of the matrices of the layers, where it is not two
 
 
 @dataclass(frozen=True)
@@ -62,14 +65,15 @@ class Benchmark:
         self._engine = engine
         self._bandwidth = bandwidth
         self._random = random.Random(0)
-        model, size = engine.model_config, COMPUTE_TYPES[data_type].bytes
+        model, size = engine.model_config, BYTES.get(data_type, 2)
         tensors = model_tensors(model).values()
         weights = {tensor.name: torch.Size(tensor.shape).numel() for tensor in tensors if tensor.name != "wte"}
-        self._weight_bytes = size * sum(weights.values())
+        quantized = sum(number for name, number in weights.items() if name.startswith("layers"))
+        self._weight_bytes = 2 * sum(weights.values()) - (2 - size) * quantized
         self._head_flops = 2 * weights["lm_head.weight"]  # for each token whose logits are wanted
         self._layer_flops = 2 * sum(weights.values()) - self._head_flops  # for each token
         self._attention_flops = 4 * model.num_layers * model.hidden_size  # for each token and position it sees
-        self._token_bytes = 2 * model.num_layers * model.hidden_size * size
+        self._token_bytes = 2 * model.num_layers * model.hidden_size * 2  # K and V, of two bytes a number
 
     def decode_step(self, batch: int, context: int, steps: int = 32) -> Measurement:
         """Time of a step of `batch` sequences, each with a context of `context` tokens or little more."""
@@ -153,7 +157,7 @@ def measure(benchmark: Benchmark, quick: bool) -> Iterator[Measurement]:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint (default: random weights)")
-    parser.add_argument("--data-type", choices=("fp16", "bf16"), default="fp16")
+    parser.add_argument("--data-type", choices=DATA_TYPES, default="fp16", help="int8: the weights alone")
     parser.add_argument("--quick", action="store_true", help="one figure of each kind")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the result besides")
     return parser.parse_args(arguments)
@@ -164,9 +168,11 @@ def run(options: argparse.Namespace, checkpoint: Path) -> Iterator[Result]:
     bandwidth = copy_bandwidth()
     torch.cuda.empty_cache()  # the engine takes what is left
     if options.model is None:
-        write_random_checkpoint(checkpoint, GPTJ_6B, options.data_type)
+        write_random_checkpoint(checkpoint, GPTJ_6B, "bf16" if options.data_type == "bf16" else "fp16")
     started = time.perf_counter()
-    engine = load_engine(EngineConfig(str(checkpoint), device="cuda", data_type=options.data_type))
+    is_int8 = options.data_type == "int8"
+    data_type = "fp16" if is_int8 else options.data_type
+    engine = load_engine(EngineConfig(str(checkpoint), device="cuda", data_type=data_type, int8_mode=int(is_int8)))
     ready = time.perf_counter() - started
     device = torch.cuda.get_device_name()
     print(f"{device}, copy bandwidth {bandwidth / 1e12:.2f} TB/s, {options.data_type}; {engine.summary()}")

@@ -42,3 +42,5 @@ BF16 = DataType("bf16", 2, "bfloat16", "BF16")
 # What a checkpoint's files may store, and what the engine may compute with.
 WEIGHT_TYPES = {data_type.name: data_type for data_type in (FP32, FP16, BF16)}
 COMPUTE_TYPES = {data_type.name: data_type for data_type in (FP32, FP16, BF16)}
+# e4m3: the matrices of the layers and their inputs, scaled to it. All else is fp16.
+FP8 = "fp8"

@@ -5,9 +5,10 @@ Knows the engine's layout; knows neither files nor families.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,8 +20,17 @@ from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.checkpoint.tensor_table import UNSHARDED, Shard, model_tensors
 
 
+class HasShape(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+# How a device keeps the matrices of the layers, of which nearly all weights are.
+Matrix = TypeVar("Matrix", bound=HasShape)
+
+
 @dataclass(frozen=True)
-class LayerWeights:
+class LayerWeights(Generic[Matrix]):
     """One block: H hidden size; A the size of a rank's heads together, F of its part of the MLP (with one rank H and
     the inner size). Matrices are [in, out], as FasterTransformer stores them.
 
@@ -29,9 +39,9 @@ class LayerWeights:
 
     norm_weight: Tensor
     norm_bias: Tensor
-    in_weight: Tensor
+    in_weight: Matrix
     in_bias: Tensor
-    out_weight: Tensor
+    out_weight: Matrix
     out_bias: Tensor
 
     @property
@@ -41,11 +51,11 @@ class LayerWeights:
 
 
 @dataclass(frozen=True)
-class ModelWeights:
+class ModelWeights(Generic[Matrix]):
     """All weights of a rank: V is the vocabulary. `embedding` [V, H], `head_weight` [H, V], `head_bias` [V]."""
 
     embedding: Tensor
-    layers: list[LayerWeights]
+    layers: list[LayerWeights[Matrix]]
     norm_weight: Tensor
     norm_bias: Tensor
     head_weight: Tensor
@@ -73,11 +83,23 @@ def open_weights(checkpoint: Path, config: ModelConfig) -> WeightSource:
 
 def load_weights(
     checkpoint: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device, shard: Shard = UNSHARDED
-) -> ModelWeights:
+) -> ModelWeights[Tensor]:
     """Load a rank's weights as `dtype` to `device`; never holds more than one tensor besides the result.
 
     Raises ConfigError naming the file, what was expected and what was found.
     """
+    return load_converted_weights(checkpoint, config, dtype, device, lambda matrix: matrix, shard)
+
+
+def load_converted_weights(
+    checkpoint: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    convert: Callable[[Tensor], Matrix],
+    shard: Shard = UNSHARDED,
+) -> ModelWeights[Matrix]:
+    """The same, with each matrix of a layer converted by `convert` before the next one is loaded."""
     source = open_weights(checkpoint, config)
     tensors = model_tensors(config)
     hidden, inner = config.hidden_size, config.inner_size // shard.size
@@ -103,11 +125,13 @@ def load_weights(
         fill(name, tensor)
         return tensor
 
-    def load_layer(number: int) -> LayerWeights:
+    def load_layer(number: int) -> LayerWeights[Matrix]:
         layer = f"layers.{number}."
         in_weight = matrix(hidden, 3 * attention + inner)
         fill(f"{layer}attention.query_key_value.weight", in_weight[:, : 3 * attention].unflatten(1, (3, attention)))
         fill(f"{layer}mlp.dense_h_to_4h.weight", in_weight[:, 3 * attention :])
+        in_matrix = convert(in_weight)
+        del in_weight
         in_bias = torch.zeros(3 * attention + inner, dtype=dtype, device=device)
         fill(f"{layer}mlp.dense_h_to_4h.bias", in_bias[3 * attention :])
         out_weight = matrix(attention + inner, hidden)
@@ -119,9 +143,9 @@ def load_weights(
         return LayerWeights(
             norm_weight=load(f"{layer}input_layernorm.weight"),
             norm_bias=load(f"{layer}input_layernorm.bias"),
-            in_weight=in_weight,
+            in_weight=in_matrix,
             in_bias=in_bias,
-            out_weight=out_weight,
+            out_weight=convert(out_weight),
             out_bias=out_bias,
         )
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import msgspec
 
-from gptj_triton.checkpoint.data_types import COMPUTE_TYPES, FP16, FP32
+from gptj_triton.checkpoint.data_types import COMPUTE_TYPES, FP8, FP16, FP32
 from gptj_triton.errors import ConfigError
 
-DATA_TYPES = ("auto", *COMPUTE_TYPES)
+DATA_TYPES = ("auto", *COMPUTE_TYPES, FP8)
 DEVICES = ("auto", "cpu", "cuda")
 # Other names that people write for a data type.
 DATA_TYPE_ALIASES = {each.torch_name: name for name, each in COMPUTE_TYPES.items()} | {"half": "fp16", "float": "fp32"}
@@ -74,13 +74,15 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "data_type": DATA_TYPES,
             "model_type": ("GPT-J",),
             "enable_custom_all_reduce": (0,),
-            "int8_mode": (0,),
+            "int8_mode": (0, 1),
             "device": DEVICES,
         }
         for name, allowed in only.items():
             value = getattr(self, name)
             if value not in allowed:
                 raise ConfigError(f"parameter {name} is {value!r}, allowed: {', '.join(map(str, allowed))}")
+        if self.int8_mode and self.data_type in ("fp32", FP8):
+            raise ConfigError(f"parameter int8_mode is 1 and data_type {self.data_type!r}, allowed: auto, fp16 or bf16")
         least = {"tensor_para_size": 1, "kv_cache_gib": 0}
         least |= dict.fromkeys(("step_tokens", "max_sequences", "context_length", "max_seq_len"), 0)
         for name, minimum in least.items():

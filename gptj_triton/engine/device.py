@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from gptj_triton.checkpoint.data_types import COMPUTE_TYPES, FP8, FP16, FP32, DataType
 from gptj_triton.errors import ConfigError
 
 SPARE_MEMORY = 0.03  # of a GPU, left to fragmentation and the libraries' workspaces
@@ -38,8 +39,8 @@ def choose_device(name: str, rank: int = 0, size: int = 1) -> torch.device:
     return torch.device("cuda", rank)
 
 
-def choose_data_type(name: str, device: torch.device) -> str:
-    """The data type that `name` (auto, fp32, fp16 or bf16) stands for on a device."""
+def compute_type(name: str, device: torch.device) -> DataType:
+    """What is computed with on a device, by the setting `data_type`: auto, fp32, fp16, bf16 or fp8."""
     if name == "auto":
-        return "fp16" if device.type == "cuda" else "fp32"
-    return name
+        return FP16 if device.type == "cuda" else FP32
+    return FP16 if name == FP8 else COMPUTE_TYPES[name]

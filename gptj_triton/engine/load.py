@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import torch
 
+from gptj_triton.checkpoint.data_types import FP8
 from gptj_triton.checkpoint.files import find_checkpoint_files
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.engine.config import EngineConfig
@@ -16,9 +17,12 @@ from gptj_triton.engine.kv_cache_size import count_pages
 from gptj_triton.engine.kv_pages import PagePool
 from gptj_triton.engine.runner import Model, ModelRunner, Sampler
 from gptj_triton.engine.sampler import HostSampler
+from gptj_triton.errors import ConfigError
 from gptj_triton.text.token_bytes import load_token_bytes
 
-OLDEST_GPU = (8, 0)  # compute capability: Ampere
+# Compute capabilities.
+OLDEST_GPU = (8, 0)  # Ampere
+OLDEST_FLOAT8_GPU = (8, 9)  # Ada
 
 
 def load_engine(config: EngineConfig) -> Engine:
@@ -28,7 +32,9 @@ def load_engine(config: EngineConfig) -> Engine:
     model_config = ModelConfig.read(config.checkpoint, config.context_length, config.max_seq_len)
     # The ranks read the same checkpoint, and need not warn of what it lacks again.
     config = msgspec.structs.replace(config, context_length=model_config.context_length)
-    if suits_kernels(device, config, model_config):
+    kernels = suits_kernels(device, config, model_config)
+    check_eight_bits(device, config, kernels)
+    if kernels:
         from gptj_triton.engine.gpu.load import load_gpu_model  # needs triton, which comes with torch for GPUs alone
 
         model, sampler = load_gpu_model(config, model_config, device)
@@ -60,3 +66,14 @@ def suits_kernels(device: torch.device, config: EngineConfig, model_config: Mode
     head_size = model_config.head_size
     known_size = head_size >= 16 and head_size.bit_count() == 1
     return known_size and torch.cuda.get_device_capability(device) >= OLDEST_GPU
+
+
+def check_eight_bits(device: torch.device, config: EngineConfig, kernels: bool) -> None:
+    """ConfigError where weights of 8 bits are asked for and cannot be computed with; `kernels`: those of engine/gpu."""
+    if config.int8_mode and not kernels:
+        raise ConfigError("parameter int8_mode is 1, allowed: 0 unless there is one GPU, of compute capability 8.0 on")
+    if config.data_type == FP8 and not (kernels and torch.cuda.get_device_capability(device) >= OLDEST_FLOAT8_GPU):
+        raise ConfigError(
+            "parameter data_type is 'fp8', allowed: fp32, fp16 or bf16 unless there is one GPU, of compute capability "
+            "8.9 on"
+        )

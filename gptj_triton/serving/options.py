@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from gptj_triton.checkpoint.data_types import COMPUTE_TYPES
+from gptj_triton.checkpoint.data_types import COMPUTE_TYPES, FP8
 from gptj_triton.project import REPOSITORY
 from gptj_triton.serving.errors import ServeError
 
@@ -30,6 +30,7 @@ OVERRIDING_OPTIONS = (
         "context_length",
         "device",
         "data_type",
+        "int8_mode",
         "tensor_para_size",
         "engine_python",
     ),
@@ -49,6 +50,7 @@ class Options:
     context_length: int | None  # tokens
     device: str
     data_type: str | None
+    int8_mode: int
     tensor_para_size: int
     host: str
     http_port: int
@@ -149,7 +151,8 @@ def parser() -> OneLineParser:
     context_help = "its context in tokens, where no file of it says it (default: 2048 then)"
     add("--context-length", type=positive, metavar="N", help=context_help)
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
-    add("--data-type", choices=list(COMPUTE_TYPES), help="default: fp32 on cpu, fp16 on cuda")
+    add("--data-type", choices=[*COMPUTE_TYPES, FP8], help="default: fp32 on cpu, fp16 on cuda")
+    add("--int8-mode", type=int, choices=[0, 1], default=0, help="1: weights in 8 bits, on one GPU (default: 0)")
     add("--tensor-para-size", type=positive, default=1, metavar="N", help="GPUs that share the model (default: 1)")
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     add("--http-port", type=port, default=8000, metavar="PORT", help="default: 8000")

@@ -33,6 +33,7 @@ class Overrides:
     checkpoint: Checkpoint
     device: str
     data_type: str
+    int8_mode: int
     tensor_para_size: int
     engine_python: str
     stream_pieces_per_second: int | None  # None: as committed
@@ -83,6 +84,7 @@ def apply_overrides(config: Any, overrides: Overrides) -> None:
         set_parameter(config, "model_checkpoint_path", str(overrides.checkpoint.weights))
         set_parameter(config, "device", overrides.device)
         set_parameter(config, "data_type", overrides.data_type)
+        set_parameter(config, "int8_mode", str(overrides.int8_mode))
         set_parameter(config, "tensor_para_size", str(overrides.tensor_para_size))
         set_parameter(config, "engine_python", overrides.engine_python)
         set_parameter(config, "context_length", str(overrides.checkpoint.context_length or ""))

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from torch import Tensor
 from triton.runtime import JITFunction
 
 from gptj_triton.checkpoint.model_config import ModelConfig
@@ -18,8 +19,9 @@ from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.eager import model_rank
 from gptj_triton.engine.eager.sharded_model import ShardedModel
 from gptj_triton.engine.engine import Engine
-from gptj_triton.engine.gpu import decode_attention, matrix, prefill_attention, residual, sampling
+from gptj_triton.engine.gpu import decode_attention, matrix, prefill_attention, quantize, residual, sampling
 from gptj_triton.engine.gpu import model as gpu_model
+from gptj_triton.engine.gpu.weights import GpuWeights, load_gpu_weights
 from gptj_triton.engine.kv_cache import PAGE_SIZE
 from gptj_triton.engine.kv_pages import PagePool
 from gptj_triton.engine.load import assemble, load_engine
@@ -83,8 +85,10 @@ def test_tokens_are_those_of_plain_torch_and_of_a_request_alone(config: EngineCo
     assert equal >= (24 if config.data_type == "fp32" else 20)
 
 
-def test_no_kernel_is_compiled_once_the_engine_is_there() -> None:
-    engine = load_engine(EngineConfig(str(STORYTELLER), data_type="fp16", device="cuda", kv_cache_gib=2.0))
+@pytest.mark.parametrize(("data_type", "int8_mode"), [("fp16", 0), ("fp8", 0), ("fp16", 1)])
+def test_no_kernel_is_compiled_once_the_engine_is_there(data_type: str, int8_mode: int) -> None:
+    settings: dict[str, Any] = {"data_type": data_type, "int8_mode": int8_mode}
+    engine = load_engine(EngineConfig(str(STORYTELLER), device="cuda", kv_cache_gib=2.0, **settings))
     before = compiled_kernels()
     assert before
     chance = random.Random(3)
@@ -97,7 +101,7 @@ def test_no_kernel_is_compiled_once_the_engine_is_there() -> None:
 
 def compiled_kernels() -> dict[str, int]:
     """How many variants of each kernel there are."""
-    modules = (decode_attention, matrix, prefill_attention, residual, sampling)
+    modules = (decode_attention, matrix, prefill_attention, quantize, residual, sampling)
     kernels = [each for module in modules for each in vars(module).values() if isinstance(each, JITFunction)]
     variants = {
         kernel.fn.__name__: sum(len(caches[0]) for caches in kernel.device_caches.values()) for kernel in kernels
@@ -137,22 +141,34 @@ def test_greedy_tokens_are_those_of_transformers_but_for_near_ties() -> None:
     assert parted <= 8
 
 
-@pytest.mark.parametrize("data_type", ["fp16", "bf16"])
-def test_logits_are_near_those_of_float32_at_every_layer_count(data_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("data_type", "int8_mode", "allowed"),
+    [("fp16", 0, 2e-2), ("bf16", 0, 2e-2), ("fp16", 1, 2e-2), ("bf16", 1, 2e-2), ("fp8", 0, 6e-2)],
+)
+def test_logits_are_near_those_of_float32_at_every_layer_count(
+    data_type: str, int8_mode: int, allowed: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = ModelConfig.read(STORYTELLER)
     for count in range(1, whole.num_layers + 1):
 
-        def load_some(checkpoint: Path, _: ModelConfig, *args: Any, count: int = count) -> ModelWeights:
+        def load_some(checkpoint: Path, _: ModelConfig, *args: Any, count: int = count) -> ModelWeights[Tensor]:
             weights = load_weights(checkpoint, whole, *args)
             return replace(weights, layers=weights.layers[:count])
 
+        def load_some_on_gpu(checkpoint: Path, _: ModelConfig, *args: Any, count: int = count) -> GpuWeights:
+            weights = load_gpu_weights(checkpoint, whole, *args)
+            return replace(weights, layers=weights.layers[:count])
+
         model = replace(whole, num_layers=count)
-        monkeypatch.setattr(gpu_model, "load_weights", load_some)
+        monkeypatch.setattr(gpu_model, "load_gpu_weights", load_some_on_gpu)
         monkeypatch.setattr(model_rank, "load_weights", load_some)
-        config = EngineConfig(str(STORYTELLER), data_type=data_type, device="cuda", max_sequences=4)
+        settings: dict[str, Any] = {"data_type": data_type, "int8_mode": int8_mode}
+        config = EngineConfig(str(STORYTELLER), device="cuda", max_sequences=4, **settings)
         near = three_steps(gpu_model.GpuModel(config, model, torch.device("cuda", 0)))
-        exact = three_steps(model_rank.ModelRank(msgspec.structs.replace(config, data_type="fp32"), model, 0))
-        assert (near - exact).norm() < 2e-2 * exact.norm(), count
+        exact = three_steps(
+            model_rank.ModelRank(msgspec.structs.replace(config, data_type="fp32", int8_mode=0), model, 0)
+        )
+        assert (near - exact).norm() < allowed * exact.norm(), count
 
 
 def three_steps(model: gpu_model.GpuModel | model_rank.ModelRank) -> torch.Tensor:

@@ -10,12 +10,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gptj_triton.checkpoint.data_types import COMPUTE_TYPES
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.checkpoint.tensor_table import Shard
 from gptj_triton.checkpoint.weights import load_weights
 from gptj_triton.engine.config import EngineConfig
-from gptj_triton.engine.device import choose_data_type, choose_device, memory_left
+from gptj_triton.engine.device import choose_device, compute_type, memory_left
 from gptj_triton.engine.eager.batch import build_batch
 from gptj_triton.engine.eager.transformer import Transformer
 from gptj_triton.engine.kv_cache import PAGE_SIZE, KVCache
@@ -30,7 +29,7 @@ class ModelRank:
     ) -> None:
         """Load the weights of `rank`; `all_reduce` sums a tensor over all ranks. Raises ConfigError."""
         self.device = choose_device(config.device, rank, config.tensor_para_size)
-        self.dtype = COMPUTE_TYPES[choose_data_type(config.data_type, self.device)].dtype
+        self.dtype = compute_type(config.data_type, self.device).dtype
         self._model = model
         self._shard = Shard(rank, config.tensor_para_size)
         weights = load_weights(config.checkpoint, model, self.dtype, self.device, self._shard)

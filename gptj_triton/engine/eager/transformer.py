@@ -30,7 +30,7 @@ class Transformer:
     """
 
     def __init__(
-        self, config: ModelConfig, weights: ModelWeights, all_reduce: Callable[[Tensor], Tensor] | None = None
+        self, config: ModelConfig, weights: ModelWeights[Tensor], all_reduce: Callable[[Tensor], Tensor] | None = None
     ) -> None:
         self.config = config
         self.weights = weights
@@ -52,7 +52,7 @@ class Transformer:
         return hidden
 
     def _block(
-        self, number: int, layer: LayerWeights, hidden: Tensor, rotations: Tensor, batch: Batch, cache: KVCache
+        self, number: int, layer: LayerWeights[Tensor], hidden: Tensor, rotations: Tensor, batch: Batch, cache: KVCache
     ) -> Tensor:
         config = self.config
         normed = self._norm(hidden, layer.norm_weight, layer.norm_bias)

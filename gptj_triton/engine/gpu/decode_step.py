@@ -18,9 +18,12 @@ from torch import Tensor
 
 from gptj_triton.engine.gpu.decode_attention import decode_attention, decode_workspace_size
 from gptj_triton.engine.gpu.graphs import GpuParts, capture
-from gptj_triton.engine.gpu.matrix import MOST_ROWS, choose_tiling, linear
+from gptj_triton.engine.gpu.matrix import MOST_ROWS, choose_tiling
+from gptj_triton.engine.gpu.products import Rows, product_into
+from gptj_triton.engine.gpu.quantize import quantize_rows
 from gptj_triton.engine.gpu.residual import add_norm, embed
 from gptj_triton.engine.gpu.transfer import fill, fill_page_tables
+from gptj_triton.engine.gpu.weights import FLOAT8, Matrix
 from gptj_triton.engine.kv_cache import KVCache
 from gptj_triton.engine.step_plan import GroupPlan, StepPlan
 
@@ -44,9 +47,11 @@ class Buffers:
     positions: Tensor
     tables: Tensor
     residual: Tensor  # [B, H] float32
-    normed: Tensor  # [B, H]
+    normed: Rows  # [B, H]
     projected: Tensor  # [B, 3A + F]
     activations: Tensor  # [B, A + F]
+    last: Rows  # [B, A + F]: the activations as the layer's last product needs them
+    last_normed: Rows  # [B, H]
     update: Tensor  # [parts, B, H]
     logits: Tensor  # [B, V] float32
 
@@ -101,8 +106,9 @@ class DecodeStep:
         embed(buffers.tokens, parts.sampled, weights.embedding, buffers.residual)
         update, bias = None, weights.norm_bias
         for number, layer in enumerate(weights.layers):
-            add_norm(buffers.residual, update, bias, layer.norm_weight, layer.norm_bias, eps, buffers.normed)
-            product(buffers.normed, layer.in_weight, layer.in_bias, buffers.projected[None])
+            normed, norm = buffers.normed, (layer.norm_weight, layer.norm_bias)
+            add_norm(buffers.residual, update, bias, *norm, eps, normed.values, normed.scales)
+            product_into(buffers.projected[None], normed, layer.in_weight, layer.in_bias)
             decode_attention(
                 buffers.projected,
                 cache.keys[number],
@@ -114,15 +120,19 @@ class DecodeStep:
                 buffers.activations,
                 self._workspace,
             )
-            product(buffers.activations, layer.out_weight, None, buffers.update)
+            if buffers.last.scales is not None:
+                quantize_rows(buffers.activations, buffers.last.values, buffers.last.scales)
+            product_into(buffers.update, buffers.last, layer.out_weight, None)
             update, bias = buffers.update, layer.out_bias
-        add_norm(buffers.residual, update, bias, weights.norm_weight, weights.norm_bias, eps, buffers.normed)
-        product(buffers.normed, weights.head_weight, weights.head_bias, buffers.logits[None])
+        normed, norm = buffers.last_normed, (weights.norm_weight, weights.norm_bias)
+        add_norm(buffers.residual, update, bias, *norm, eps, normed.values)
+        product_into(buffers.logits[None], normed, Matrix(weights.head_weight), weights.head_bias)
 
     def _make_buffers(self, rows: int) -> Buffers:
         model, width, dtype = self._parts.model, self._parts.table_width, self._parts.dtype
         hidden, inner = model.hidden_size, model.inner_size
-        splits = choose_tiling(rows, True, dtype).splits if rows <= MOST_ROWS else 1
+        matrix_dtype = self._parts.weights.layers[0].in_weight.dtype
+        splits = choose_tiling(rows, True, matrix_dtype).splits if rows <= MOST_ROWS else 1
 
         def shared(name: str, *shape: int, dtype: torch.dtype = dtype) -> Tensor:
             """Zeros at first. Buckets share memory, as only one runs at a time; a later one rarely needs more."""
@@ -131,6 +141,13 @@ class DecodeStep:
                 self._memory[name] = torch.zeros(size, dtype=torch.uint8, device=self._parts.device)
             return self._memory[name][:size].view(dtype).view(shape)
 
+        activations = shared("activations", rows, hidden + inner)  # what dead rows hold is finite
+        normed = last_normed = Rows(shared("normed", rows, hidden))
+        last = Rows(activations)
+        if matrix_dtype == FLOAT8:
+            scales = shared("scales", 2, rows, dtype=torch.float32)
+            normed = Rows(shared("normed in float8", rows, hidden, dtype=FLOAT8), scales[0])
+            last = Rows(shared("activations in float8", rows, hidden + inner, dtype=FLOAT8), scales[1])
         inputs = shared("inputs", rows * (2 + width), dtype=torch.int32)
         return Buffers(
             inputs=inputs,
@@ -138,22 +155,11 @@ class DecodeStep:
             positions=inputs[rows : 2 * rows],
             tables=inputs[2 * rows :].view(rows, width),
             residual=shared("residual", rows, hidden, dtype=torch.float32),
-            normed=shared("normed", rows, hidden),
+            normed=normed,
             projected=shared("projected", rows, 3 * hidden + inner),
-            activations=shared("activations", rows, hidden + inner),  # what dead rows hold is finite
+            activations=activations,
+            last=last,
+            last_normed=last_normed,
             update=shared("update", splits, rows, hidden, dtype=torch.float32 if rows <= MOST_ROWS else dtype),
             logits=shared("logits", rows, model.vocab_size, dtype=torch.float32),
         )
-
-
-def product(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    """`x @ weight + bias` to `out` [parts, B, N], by the kernel that suits B; `weight` is a view [K, N] of [N, K]."""
-    if x.shape[0] <= MOST_ROWS:
-        linear(x, weight.T, bias, out)
-    elif out.dtype == x.dtype and bias is not None:
-        torch.addmm(bias, x, weight, out=out[0])
-    elif out.dtype == x.dtype:
-        torch.mm(x, weight, out=out[0])
-    else:
-        assert bias is not None
-        out[0].copy_(torch.addmm(bias, x, weight))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gptj_triton.checkpoint.model_config import ModelConfig
-from gptj_triton.checkpoint.weights import ModelWeights
+from gptj_triton.engine.gpu.weights import GpuWeights
 
 Result = TypeVar("Result")
 
@@ -22,7 +22,7 @@ class GpuParts:
     """
 
     model: ModelConfig
-    weights: ModelWeights
+    weights: GpuWeights
     cos: Tensor
     sin: Tensor
     sampled: Tensor
@@ -34,6 +34,7 @@ class GpuParts:
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of activations and the KV cache."""
         return self.weights.embedding.dtype
 
 

@@ -13,15 +13,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gptj_triton.checkpoint.data_types import COMPUTE_TYPES
 from gptj_triton.checkpoint.model_config import ModelConfig
-from gptj_triton.checkpoint.weights import load_weights
 from gptj_triton.engine.config import EngineConfig
-from gptj_triton.engine.device import choose_data_type, memory_left
+from gptj_triton.engine.device import compute_type, memory_left
 from gptj_triton.engine.gpu.decode_step import DecodeStep
 from gptj_triton.engine.gpu.graphs import GpuParts
 from gptj_triton.engine.gpu.prefill_step import PrefillStep
 from gptj_triton.engine.gpu.transfer import to_device
+from gptj_triton.engine.gpu.weights import FLOAT8, load_gpu_weights
 from gptj_triton.engine.kv_cache import PAGE_SIZE, KVCache
 from gptj_triton.engine.rotary import rotary_table
 from gptj_triton.engine.step_plan import StepPlan
@@ -34,11 +33,12 @@ class GpuModel:
 
     def __init__(self, config: EngineConfig, model: ModelConfig, device: torch.device) -> None:
         """Load the weights; ConfigError when that cannot be done."""
-        dtype = COMPUTE_TYPES[choose_data_type(config.data_type, device)].dtype
+        dtype = compute_type(config.data_type, device).dtype
+        matrix_dtype = torch.int8 if config.int8_mode else FLOAT8 if config.data_type == "fp8" else dtype
         rotations = rotary_table(model, device)
         self._parts = GpuParts(
             model=model,
-            weights=load_weights(config.checkpoint, model, dtype, device),
+            weights=load_gpu_weights(config.checkpoint, model, dtype, device, matrix_dtype),
             cos=rotations.real.contiguous(),
             sin=rotations.imag.contiguous(),
             sampled=torch.zeros(2 * config.max_sequences, dtype=torch.int32, device=device),

@@ -14,6 +14,7 @@ from torch import Tensor
 from gptj_triton.engine.gpu.graphs import GpuParts, capture
 from gptj_triton.engine.gpu.prefill_attention import prefill_attention, prefill_launch, query_blocks, rotate_and_write
 from gptj_triton.engine.gpu.prefill_batch import Chunks, PrefillBatch, PrefillShape, pack_prefill
+from gptj_triton.engine.gpu.products import Rows, block_update, product
 from gptj_triton.engine.gpu.residual import add_norm, embed
 from gptj_triton.engine.gpu.transfer import fill, to_device
 from gptj_triton.engine.kv_cache import KVCache
@@ -89,18 +90,19 @@ class PrefillStep:
         update, bias = None, weights.norm_bias
         for number, layer in enumerate(weights.layers):
             keys, values = cache.keys[number], cache.values[number]
-            normed = torch.empty_like(residual, dtype=parts.dtype)
-            add_norm(residual, update, bias, layer.norm_weight, layer.norm_bias, eps, normed)
-            heads = torch.addmm(layer.in_bias[: 3 * size], normed, layer.in_weight[:, : 3 * size])
+            normed = Rows.empty(residual.shape, layer.in_weight, parts.dtype)
+            norm = layer.norm_weight, layer.norm_bias
+            add_norm(residual, update, bias, *norm, eps, normed.values, normed.scales)
+            heads = product(normed, layer.in_weight.columns(0, 3 * size), layer.in_bias[: 3 * size])
             rotate_and_write(heads, keys, values, *where, parts.cos, parts.sin)
             attention = torch.empty_like(heads[:, :size])
             prefill_attention(heads, keys, values, *chunks, attention, self._launch)
             if layer is weights.layers[-1]:  # from here on, what leads to no logits is not wanted
                 rows = batch.last_rows.long()
-                residual, normed, attention = residual[rows], normed[rows], attention[rows]
-            in_weight, in_bias = layer.in_weight[:, 3 * size :], layer.in_bias[3 * size :]
-            inner = torch._addmm_activation(in_bias, normed, in_weight, use_gelu=True)  # on a GPU it is the tanh form
-            update = torch.addmm(attention @ layer.out_weight[:size], inner, layer.out_weight[size:])[None]
+                residual, normed, attention = residual[rows], normed.select(rows), attention[rows]
+            inner_weight = layer.in_weight.columns(3 * size)
+            update = block_update(normed, inner_weight, layer.in_bias[3 * size :], attention, layer.out_weight)
             bias = layer.out_bias
-        add_norm(residual, update, bias, weights.norm_weight, weights.norm_bias, eps, normed)
-        return torch.addmm(weights.head_bias, normed, weights.head_weight).float()
+        last_normed = torch.empty_like(residual, dtype=parts.dtype)
+        add_norm(residual, update, bias, weights.norm_weight, weights.norm_bias, eps, last_normed)
+        return torch.addmm(weights.head_bias, last_normed, weights.head_weight).float()

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gptj_triton.engine.gpu.overlap import let_next_begin, overlap, wait_for_last
+from gptj_triton.engine.gpu.quantize import scale_to_float8
 
 
 @triton.jit
@@ -40,10 +41,12 @@ def _add_norm_kernel(
     weight,
     norm_bias,
     out,
+    scales,
     rows,
     H,
     eps,
     PARTS: tl.constexpr,
+    QUANTIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ):
@@ -64,7 +67,12 @@ def _add_norm_kernel(
     mean = tl.sum(x, axis=0) / H
     centred = tl.where(inside, x - mean, 0.0)
     scale = tl.rsqrt(tl.sum(centred * centred, axis=0) / H + eps)
-    tl.store(out + row * H + columns, (centred * scale * factor + shift).to(out.dtype.element_ty), mask=inside)
+    normed = centred * scale * factor + shift
+    if QUANTIZE:
+        norm_scale = scale_to_float8(normed)
+        normed /= norm_scale
+        tl.store(scales + row, norm_scale)
+    tl.store(out + row * H + columns, normed.to(out.dtype.element_ty), mask=inside)
 
 
 def add_norm(
@@ -75,11 +83,13 @@ def add_norm(
     norm_bias: Tensor,
     eps: float,
     out: Tensor,
+    scales: Tensor | None = None,
 ) -> None:
     """residual += bias + the sum of the parts of `update`, then out = LayerNorm(residual).
 
     `residual` [B, H] float32; `update` [parts, B, H] of any type, None where there is nothing to add (`bias` neither);
-    `bias`, `weight`, `norm_bias` [H]; `out` [B, H].
+    `bias`, `weight`, `norm_bias` [H]; `out` [B, H]. With `scales` [B] float32, `out` is float8 and to be multiplied by
+    them.
     """
     rows, size = residual.shape
     parts = 0 if update is None else update.shape[0]
@@ -90,10 +100,12 @@ def add_norm(
         weight,
         norm_bias,
         out,
+        residual if scales is None else scales,
         rows,
         size,
         eps,
         parts,
+        scales is not None,
         triton.next_power_of_2(size),
         num_warps=8,
         **overlap(residual.device),

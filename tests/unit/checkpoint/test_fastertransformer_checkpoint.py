@@ -30,14 +30,14 @@ GIT_LFS_POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' 
 QKV = "model.layers.1.attention.query_key_value.weight.1.bin"
 
 
-def load(checkpoint: Path, dtype: torch.dtype = torch.float32, context_length: int = 0) -> ModelWeights:
+def load(checkpoint: Path, dtype: torch.dtype = torch.float32, context_length: int = 0) -> ModelWeights[Tensor]:
     return load_weights(checkpoint, ModelConfig.read(checkpoint, context_length), dtype, CPU)
 
 
-def assert_equal(got: ModelWeights, expected: ModelWeights) -> None:
+def assert_equal(got: ModelWeights[Tensor], expected: ModelWeights[Tensor]) -> None:
     """Every bit of every tensor, and the layout in memory, on which the order of additions may depend."""
 
-    def tensors(weights: ModelWeights) -> list[Tensor]:
+    def tensors(weights: ModelWeights[Tensor]) -> list[Tensor]:
         layers = [tensor for layer in weights.layers for tensor in vars(layer).values()]
         return [*layers, *(value for value in vars(weights).values() if isinstance(value, Tensor))]
 

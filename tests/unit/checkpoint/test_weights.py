@@ -24,11 +24,11 @@ GIT_LFS_POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' 
 MLP = "transformer.h.1.mlp.fc_in.weight"
 
 
-def load(checkpoint: Path, dtype: torch.dtype = torch.float32) -> ModelWeights:
+def load(checkpoint: Path, dtype: torch.dtype = torch.float32) -> ModelWeights[Tensor]:
     return load_weights(checkpoint, ModelConfig.from_huggingface(checkpoint), dtype, CPU)
 
 
-def all_tensors(weights: ModelWeights) -> list[Tensor]:
+def all_tensors(weights: ModelWeights[Tensor]) -> list[Tensor]:
     layers = [tensor for layer in weights.layers for tensor in vars(layer).values()]
     return [*layers, *(value for value in vars(weights).values() if isinstance(value, Tensor))]
 

@@ -13,7 +13,9 @@ from transformers import AutoConfig
 
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.engine.config import EngineConfig
+from gptj_triton.engine.load import load_engine
 from gptj_triton.errors import ConfigError
+from gptj_triton.project import EMBEDDED_MODEL
 
 REPOSITORY = Path("/repository")
 RAW = {
@@ -93,6 +95,19 @@ def test_spellings_of_people_and_of_older_versions_are_understood(
     assert getattr(config, field) == expected
 
 
+@pytest.mark.parametrize("settings", [{"int8_mode": 1}, {"int8_mode": 1, "data_type": "bf16"}, {"data_type": "fp8"}])
+def test_eight_bits_need_a_gpu(settings: dict[str, Any]) -> None:
+    name = "int8_mode is 1" if "int8_mode" in settings else "data_type is 'fp8'"
+    with pytest.raises(ConfigError, match=f"parameter {name}, allowed: .* unless there is one GPU"):
+        load_engine(EngineConfig(str(EMBEDDED_MODEL), device="cpu", **settings))
+
+
+@pytest.mark.parametrize("data_type", ["fp32", "fp8"])
+def test_int8_weights_are_computed_with_in_sixteen_bits(data_type: str) -> None:
+    with pytest.raises(ConfigError, match=f"int8_mode is 1 and data_type '{data_type}', allowed: auto, fp16 or bf16"):
+        EngineConfig("/w", int8_mode=1, data_type=data_type)
+
+
 def test_data_type_comes_before_is_half() -> None:
     parameters = {"model_checkpoint_path": "/w", "is_half": "1", "data_type": "bf16"}
     assert EngineConfig.from_parameters(parameters, REPOSITORY).data_type == "bf16"
@@ -120,10 +135,10 @@ def test_parameters_of_older_versions_and_of_others_are_passed_over_with_a_warni
         ("checkpoint_path", "/w", "checkpoint_path is unknown, known: "),
         ("tensor_para_size", "0", "tensor_para_size is 0, allowed: 1 or more"),
         ("pipeline_para_size", "0", "pipeline_para_size is 0, allowed: 1"),
-        ("data_type", "fp8", "data_type is 'fp8', allowed: auto, fp32, fp16, bf16"),
+        ("data_type", "int4", "data_type is 'int4', allowed: auto, fp32, fp16, bf16, fp8"),
         ("model_type", "GPT-NeoX", "model_type is 'GPT-NeoX', allowed: GPT-J"),
         ("enable_custom_all_reduce", "1", "enable_custom_all_reduce is 1, allowed: 0"),
-        ("int8_mode", "1", "int8_mode is 1, allowed: 0"),
+        ("int8_mode", "2", "int8_mode is 2, allowed: 0, 1"),
         ("device", "tpu", "device is 'tpu', allowed: auto, cpu, cuda"),
         ("kv_cache_gib", "-1", "kv_cache_gib is -1.0, allowed: 0 or more, and finite"),
         ("kv_cache_gib", "nan", "kv_cache_gib is nan, allowed: 0 or more"),

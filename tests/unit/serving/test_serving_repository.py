@@ -14,7 +14,7 @@ from gptj_triton.serving.errors import ServeError
 from gptj_triton.serving.repository import Overrides, read_config, stage_repository
 
 REPOSITORY = PROJECT / "model_repository"
-OVERRIDES = Overrides(Checkpoint(Path("/w"), Path("/t"), 48), "cuda", "bf16", 2, "/opt/python", 70)
+OVERRIDES = Overrides(Checkpoint(Path("/w"), Path("/t"), 48), "cuda", "bf16", 1, 2, "/opt/python", 70)
 
 # What NVIDIA's library takes and gives for GPT-J (fastertransformer_backend, all_models/gptj, and its GptJTritonModel).
 NVIDIA_INPUTS = {
@@ -83,6 +83,7 @@ def test_overrides_reach_the_models_they_are_for(tmp_path: Path) -> None:
         "model_checkpoint_path": "/w",
         "device": "cuda",
         "data_type": "bf16",
+        "int8_mode": "1",
         "tensor_para_size": "2",
         "engine_python": "/opt/python",
         "context_length": "48",
