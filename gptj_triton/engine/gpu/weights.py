@@ -61,6 +61,8 @@ def load_gpu_weights(
 
 def quantize(weight: Tensor, dtype: torch.dtype) -> Matrix:
     """`weight` [K, N], a view of [N, K], in 8 bits with a scale a column."""
+    if weight.device.type == "cuda":
+        torch.cuda.empty_cache()  # else what is kept takes a part of a larger block that was given back
     values = torch.empty_like(weight.T, dtype=dtype)
     scales = torch.empty(len(values), device=weight.device)
     for columns, target, scale in zip(
@@ -70,6 +72,4 @@ def quantize(weight: Tensor, dtype: torch.dtype) -> Matrix:
         scale.copy_(torch.where(largest > 0, largest / LARGEST[dtype], 1.0))
         exact = columns / scale[:, None]
         target.copy_(exact if dtype.is_floating_point else exact.round())
-    if weight.device.type == "cuda":
-        torch.cuda.empty_cache()  # what is kept would lie between gaps
     return Matrix(values.T, scales)
