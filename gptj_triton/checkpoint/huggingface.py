@@ -5,7 +5,6 @@ The model's family says how its tensors become those of the tensor table. Knows 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import zipfile
@@ -24,6 +23,7 @@ from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.checkpoint.tensor_table import model_tensors
 from gptj_triton.errors import ConfigError
 from gptj_triton.stand_ins import refuse_stand_in
+from gptj_triton.text.json_files import read_object
 
 # What training tools put around a model and leave in the names of its tensors, in front or between.
 WRAPPERS = re.compile(r"\b(module|_orig_mod|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -199,14 +199,13 @@ def _open_files(directory: Path, family: ModelFamily) -> tuple[Path, dict[str, _
 
 
 def _read_index(index: Path) -> dict[str, str]:
-    refuse_stand_in(index)
-    try:
-        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{index} is no index of weights: {error!r}") from None
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ConfigError(f"{index} is no index of weights: weight_map is {weight_map!r}, expected an object")
+    return weight_map
 
 
 def _has_tied_embeddings(directory: Path) -> bool:
     """Whether config.json lets the output matrix be the embedding, which is then saved once."""
     path = directory / "config.json"
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8-sig")).get("tie_word_embeddings") is True
+    return path.is_file() and read_object(path).get("tie_word_embeddings") is True

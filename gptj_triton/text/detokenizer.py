@@ -7,7 +7,6 @@ between its pieces. Knows the tokenizer, but neither Triton nor how the tokens c
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gptj_triton.text.json_files import read_object
 from gptj_triton.text.stop_sequences import StopState, compile_stop_strings
 from gptj_triton.text.token_bytes import TokenBytes
 
@@ -60,7 +60,7 @@ class Detokenizer:
         tokens = TokenBytes.read(path)
         prompt, new = (np.array([*table, b""], dtype=np.object_) for table in (tokens.spelt_out, tokens.new))
         config = directory / "config.json"
-        known = json.loads(config.read_text(encoding="utf-8")).get("vocab_size") if config.is_file() else None
+        known = read_object(config).get("vocab_size") if config.is_file() else None
         return cls(prompt, new, None if known is None else max(known, len(tokens.new)))
 
     def prompt_bytes(self, ids: ArrayLike) -> bytes:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptj_triton.errors import ConfigError
-from gptj_triton.stand_ins import refuse_stand_in
+from gptj_triton.text.json_files import read_object
 
 
 class NotByteLevelError(ValueError):
@@ -25,12 +23,8 @@ class TokenBytes:
 
     @classmethod
     def read(cls, path: Path) -> TokenBytes:
-        """Read a `tokenizer.json`; raises ConfigError when it is not JSON, NotByteLevelError when not byte-level."""
-        refuse_stand_in(path)
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ConfigError(f"{path} is not JSON: {error}") from None
+        """Read a `tokenizer.json`; raises ConfigError when it cannot be read, NotByteLevelError when not byte-level."""
+        raw = read_object(path)
         decoder = (raw.get("decoder") or {}).get("type")
         if decoder != "ByteLevel":
             raise NotByteLevelError(f"{path}: the decoder is {decoder}; it must be ByteLevel, as GPT-J's is")

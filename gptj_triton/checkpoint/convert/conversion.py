@@ -25,6 +25,7 @@ from gptj_triton.checkpoint.tensor_table import check_split
 from gptj_triton.checkpoint.weights import open_weights
 from gptj_triton.errors import ConfigError
 from gptj_triton.stand_ins import refuse_stand_in
+from gptj_triton.text.json_files import read_object
 
 COMPANIONS = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json"),
@@ -119,7 +120,7 @@ def start_or_resume(partial: Path, settings: Settings, files: CheckpointFiles, d
 def write_companions(partial: Path, files: CheckpointFiles, config: ModelConfig, data_type: DataType) -> None:
     """Write config.json, and copy the tokenizer's files."""
     found = files.find("config.json")
-    raw = config.to_huggingface() if found is None else json.loads(found.read_text(encoding="utf-8-sig"))
+    raw = config.to_huggingface() if found is None else read_object(found)
     # Both matrices are written, so nothing is tied any more; older releases of transformers named the type torch_dtype.
     raw.pop("torch_dtype", None)
     raw |= {"dtype": data_type.torch_name, "tie_word_embeddings": False}
