@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gptj_triton.checkpoint.config_ini import read_config_ini
 from gptj_triton.checkpoint.data_types import WEIGHT_TYPES
 from gptj_triton.checkpoint.files import CONFIG_INI
-from gptj_triton.checkpoint.model_config import ModelConfig, read_config_ini
+from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.checkpoint.tensor_table import TensorSpec, check_split, model_tensors
 from gptj_triton.errors import ConfigError
 from gptj_triton.stand_ins import refuse_stand_in

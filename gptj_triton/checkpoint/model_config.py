@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import ast
-import configparser
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gptj_triton.checkpoint.config_ini import python_value, read_config_ini
 from gptj_triton.checkpoint.families import FAMILIES
 from gptj_triton.checkpoint.families.family import ConfigKey, ModelFamily
 from gptj_triton.checkpoint.families.gptj import GPTJ
 from gptj_triton.checkpoint.files import CONFIG_INI, find_checkpoint_files
 from gptj_triton.errors import ConfigError
-from gptj_triton.stand_ins import refuse_stand_in
 from gptj_triton.text.end_ids import GENERATION_CONFIG, check_end_ids, read_end_ids
 from gptj_triton.text.json_files import read_object
 
@@ -31,7 +29,7 @@ OTHER_INI_KEYS = {"model_name", "weight_data_type", "num_tasks", "prompt_learnin
 class ModelConfig:
     """What a checkpoint says of itself; lengths count tokens. `model_type` is that of a family of the registry.
 
-    Each of `end_ids` ends a text, which may be none.
+    Each of `end_ids` ends a text; there may be none.
     """
 
     vocab_size: int
@@ -96,7 +94,7 @@ class ModelConfig:
         if "n_embd" in raw and "head_num" not in raw:
             if "rotary_dim" not in raw:  # so it is of a GPT-2, which NVIDIA's other converter writes with the same keys
                 raise ConfigError(f"{path} has no key 'rotary_dim', so this is no GPT-J")
-            return cls._from_keys(path, {key: _ini_value(text) for key, text in raw.items()}, GPTJ)
+            return cls._from_keys(path, {key: python_value(text) for key, text in raw.items()}, GPTJ)
 
         def integer(key: str, minimum: int) -> int:
             if key not in raw:
@@ -211,7 +209,7 @@ def _read_end_ids(path: Path, raw: dict[str, str], vocab_size: int) -> tuple[int
     """The end ids that `config.ini` names. NVIDIA's converter writes Hugging Face's value as Python prints it."""
     if "end_id" not in raw:
         raise ConfigError(f"{path} has no key 'end_id'")
-    return check_end_ids(_ini_value(raw["end_id"]), vocab_size, f"{path}: end_id")
+    return check_end_ids(python_value(raw["end_id"]), vocab_size, f"{path}: end_id")
 
 
 def _read_number(path: Path, raw: dict[str, Any], key: ConfigKey, fields_before: dict[str, Any]) -> float:
@@ -225,28 +223,3 @@ def _read_number(path: Path, raw: dict[str, Any], key: ConfigKey, fields_before:
         number = "whole number" if key.kind is int else "number"
         raise ConfigError(f"{path}: {key.name} is {value!r}, expected a {number} of {key.minimum} or more")
     return key.kind(value)
-
-
-def read_config_ini(path: Path) -> dict[str, str]:
-    """The section `[gptj]` of FasterTransformer's `config.ini`, or FauxPilot's `[gpt]`; ConfigError where it cannot be
-    read.
-    """
-    refuse_stand_in(path)
-    parser = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=(";",))
-    try:
-        parser.read_string(path.read_text(encoding="utf-8-sig"))
-        return dict(parser["gptj" if parser.has_section("gptj") else "gpt"])
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}; FasterTransformer's files need it") from None
-    except (configparser.Error, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no ini file: {' '.join(str(error).split())}") from None
-    except KeyError:
-        raise ConfigError(f"{path} has no section [gptj], found: {', '.join(parser.sections()) or 'none'}") from None
-
-
-def _ini_value(text: str) -> Any:
-    """What a converter wrote as Python prints it: a number, None, a list; any other text as it is."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
