@@ -39,9 +39,9 @@ class ServerError(ClientError):
         self.status = status
 
 
-def no_words_of_triton(status: str, way: str, text: str) -> ServerError:
-    """For an answer of something else than Triton: a proxy, another web server."""
-    return ServerError(f"HTTP {status} from {way}, and no words of Triton: {text[:200]!r}", status)
+def not_from_triton(status: str, way: str, text: str) -> ServerError:
+    """For an answer that is not Triton's: that of a proxy, or of another web server."""
+    return ServerError(f"HTTP {status} from {way}, not an answer of Triton: {text[:200]!r}", status)
 
 
 def one_line(text: str) -> str:

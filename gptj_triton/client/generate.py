@@ -17,7 +17,7 @@ from gptj_triton.client.errors import (
     InvalidFieldError,
     NoAnswerInTimeError,
     ServerError,
-    no_words_of_triton,
+    not_from_triton,
     one_line,
     reason,
 )
@@ -86,7 +86,7 @@ class GenerateEndpoint:
         if isinstance(answer, dict) and "error" in answer:
             raise ServerError(one_line(str(answer["error"])), status)
         if not isinstance(answer, dict) or response.status_code != OK:
-            raise no_words_of_triton(status, self._way, text or response.headers.get("Location", ""))
+            raise not_from_triton(status, self._way, text or response.headers.get("Location", ""))
         return answer
 
     @staticmethod

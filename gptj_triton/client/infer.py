@@ -19,7 +19,7 @@ from gptj_triton.client.errors import (
     ConnectionFailedError,
     NoAnswerInTimeError,
     ServerError,
-    no_words_of_triton,
+    not_from_triton,
     one_line,
     reason,
 )
@@ -27,7 +27,7 @@ from gptj_triton.client.proxy import Proxy, grpc_proxy, through
 from gptj_triton.client.request import MODEL, OUTPUTS, STREAMING_MODEL, require_outputs, tensors
 from gptj_triton.fields import BY_NAME
 
-# gRPC's words for an answer that is none of gRPC, and of a proxy that is none of HTTP.
+# How gRPC's message begins where a server does not speak gRPC, and where a proxy does not speak HTTP.
 GRPC_WORDS = {"Failed parsing HTTP/2": NO_GRPC, "Expected 'H'": NO_HTTP}
 # tritonclient's own words for a body that is empty.
 EMPTY_BODY = "client received an empty response from the server."
@@ -61,7 +61,7 @@ class InferEndpoint:
         except (OSError, HTTPException) as error:
             raise ConnectionFailedError(f"cannot reach {self._way}: {reason(error)}") from None
         except ValueError as error:
-            raise no_words_of_triton("200", self._way, str(error)) from None
+            raise not_from_triton("200", self._way, str(error)) from None
         self._require_outputs(result)
         return [self._answer(result, row) for row in range(len(prompts))]
 
@@ -104,8 +104,8 @@ class InferEndpoint:
             for beginning, meaning in GRPC_WORDS.items():
                 words = meaning if words.startswith(beginning) else words
             return ConnectionFailedError(f"cannot reach {self._way}: {words}")
-        if status.isdigit() and (error.debug_details() or message == EMPTY_BODY):  # of HTTP: a body that is no JSON
-            return no_words_of_triton(status, self._way, error.debug_details() or "")
+        if status.isdigit() and (error.debug_details() or message == EMPTY_BODY):  # over HTTP: no JSON
+            return not_from_triton(status, self._way, error.debug_details() or "")
         return ServerError(message, status.removeprefix("StatusCode."))
 
     @staticmethod

@@ -59,9 +59,9 @@ def _check_value(name: str, value: Any) -> None:
 
 
 def require_outputs(present: Container[str]) -> None:
-    """Raises ServerError for the answer of another server, or of another model, which lacks outputs."""
+    """Raises ServerError for an answer that lacks outputs, because another server or another model gave it."""
     if missing := [name for name in OUTPUTS if name not in present]:
-        raise ServerError(f"the answer is none of this project's server: it lacks {', '.join(missing)}", "")
+        raise ServerError(f"not an answer of this project's server: it lacks {', '.join(missing)}", "")
 
 
 def encoded(name: str, text: str) -> bytes:

@@ -57,9 +57,9 @@ def failure(url: str, protocol: str, stream: bool = False) -> ClientError:
     [
         (http("403 Forbidden", b"<html>No</html>"), "403", "<html>No</html>"),
         (http("503 Service Unavailable", b"no healthy upstream"), "503", "no healthy upstream"),
-        (http("502 Bad Gateway", b""), "502", "no words of Triton: ''"),
-        (http("200 OK", b"<html>Log in</html>"), "200", "no words of Triton"),
-        (http("308 Permanent Redirect", b"", "Location: https://127.0.0.1/"), "308", "no words of Triton"),
+        (http("502 Bad Gateway", b""), "502", "not an answer of Triton: ''"),
+        (http("200 OK", b"<html>Log in</html>"), "200", "not an answer of Triton"),
+        (http("308 Permanent Redirect", b"", "Location: https://127.0.0.1/"), "308", "not an answer of Triton"),
     ],
 )
 def test_another_web_servers_answer_has_its_status_and_its_words(
@@ -68,7 +68,7 @@ def test_another_web_servers_answer_has_its_status_and_its_words(
     url = answer(reply)
     error = failure(url, protocol)
     assert isinstance(error, ServerError) and error.status == status
-    assert str(error).startswith(f"HTTP {status} from {url}, and ") and words in str(error)
+    assert str(error).startswith(f"HTTP {status} from {url}, not ") and words in str(error)
 
 
 def test_a_redirection_is_not_followed_but_shown(answer: Answer) -> None:
@@ -81,7 +81,7 @@ def test_a_redirection_is_not_followed_but_shown(answer: Answer) -> None:
 def test_json_of_another_server_is_no_answer(protocol: str, body: bytes, answer: Answer) -> None:
     error = failure(answer(http("200 OK", body)), protocol)
     assert isinstance(error, ServerError)
-    assert "no words of Triton" in str(error) or "it lacks " in str(error)
+    assert "not an answer of Triton" in str(error) or "it lacks " in str(error)
 
 
 @pytest.mark.parametrize("body", [b"data: [1]\n\n", b"data: 3\n\n", b'data: {"choices": []}\n\n'])
