@@ -5,47 +5,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import os
-import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from gptj_triton.engine.config import EngineConfig
+from gptj_triton.process.temporary import temporary_directory
 
 PACKAGE = Path(__file__).resolve().parents[1]
-
-
-# Triton starts a stub by a line for a shell, and does not quote the paths in it.
-PLAIN_PATH = re.compile(r"[A-Za-z0-9_./+,@%=-]+")
-LONGEST_TEMPORARY = 60  # bytes; the path of a socket below it has 107 at most
-OTHER_TEMPORARIES = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))
-
-
-def temporary_directory() -> Path:
-    """Python's directory for temporary files, TMPDIR or /tmp, where its path suits Triton and sockets; else another.
-
-    Raises OSError where there is none.
-    """
-    given = Path(tempfile.gettempdir())
-    for path in (given, *OTHER_TEMPORARIES):
-        if is_plain(path) and len(str(path)) <= LONGEST_TEMPORARY and may_hold_programs(path):
-            return path
-    raise OSError(
-        f"TMPDIR {str(given)!r} needs a path of at most {LONGEST_TEMPORARY} letters, digits and _ . / + , @ % = - on a "
-        f"file system that may hold programs, and {', '.join(map(str, OTHER_TEMPORARIES))} do not serve either"
-    )
-
-
-def is_plain(path: Path) -> bool:
-    """Whether a path means itself in a line for a shell."""
-    return PLAIN_PATH.fullmatch(str(path)) is not None
-
-
-def may_hold_programs(path: Path) -> bool:
-    """Whether this user may write files there, and run them."""
-    return path.is_dir() and os.access(path, os.W_OK | os.X_OK) and not os.statvfs(path).f_flag & os.ST_NOEXEC
 
 
 def server_directory(server_pid: int) -> Path:

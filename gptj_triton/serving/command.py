@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from gptj_triton.process.directory import is_plain
+from gptj_triton.process.temporary import is_plain
 from gptj_triton.project import BACKEND, EMBEDDED_MODEL, REPOSITORY, require_checkout
 from gptj_triton.serving.checkpoint import Checkpoint, ModelRequest, find_checkpoint
 from gptj_triton.serving.errors import ServeError

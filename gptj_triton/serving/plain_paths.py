@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from gptj_triton.checkpoint.files import SPLIT_DIRECTORY
-from gptj_triton.process.directory import is_plain
+from gptj_triton.process.temporary import is_plain
 from gptj_triton.serving.installation import write_program
 
 

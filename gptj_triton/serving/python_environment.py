@@ -10,7 +10,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from gptj_triton.process.directory import PACKAGE, is_plain
+from gptj_triton.process.directory import PACKAGE
+from gptj_triton.process.temporary import is_plain
 
 
 def find_programs(folder: Path) -> Path:

@@ -12,7 +12,7 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from gptj_triton.fields import BY_TENSOR, Origin
-from gptj_triton.process.directory import is_plain
+from gptj_triton.process.temporary import is_plain
 from gptj_triton.serving.checkpoint import Checkpoint
 from gptj_triton.serving.errors import ServeError
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gptj_triton.pidfd import process_has_ended
-from gptj_triton.process.directory import server_directory, temporary_directory
+from gptj_triton.process.directory import server_directory
+from gptj_triton.process.temporary import temporary_directory
 from gptj_triton.triton.stubs import SHARED_MEMORY, end_orphaned_stubs
 
 NAME = re.compile(r"gptj-triton-\d+_[0-9a-f]{8}")

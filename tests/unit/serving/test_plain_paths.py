@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gptj_triton.checkpoint.files import find_checkpoint_files
-from gptj_triton.process.directory import is_plain, temporary_directory
+from gptj_triton.process.temporary import is_plain, temporary_directory
 from gptj_triton.serving.plain_paths import PlainPaths
 
 
