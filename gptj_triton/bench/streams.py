@@ -22,8 +22,9 @@ from gptj_triton.bench.percentiles import Times, percentiles
 from gptj_triton.bench.perf_inputs import shipped_prompts
 from gptj_triton.client import STREAMING_MODEL
 from gptj_triton.client.events import EventReader
+from gptj_triton.triton.stubs import STUB
 
-TRITON = ("tritonserver", "triton_python_backend_stub")
+TRITON = ("tritonserver", STUB)
 NAME_BYTES = 15  # of a process that the system keeps
 RECEIVE_BUFFER = 4096  # bytes, so that the server has to keep what a reader leaves
 

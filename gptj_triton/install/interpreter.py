@@ -12,7 +12,8 @@ import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
-PROJECT = Path(__file__).resolve().parents[2]
+from gptj_triton.project import PROJECT
+
 # Those for which tritonserver 2.51 has a stub that loads their own library. This project's tests run on the first.
 VERSIONS = ("3.11", "3.10", "3.12")
 # For this one a package is compiled: geventhttpclient 2.0.2, the newest that tritonclient 2.51 takes, has no wheel.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gptj_triton.install.interpreter import PROJECT, VERSIONS, Interpreter, inspect
+from gptj_triton.install.interpreter import VERSIONS, Interpreter, inspect
 from gptj_triton.install.programs import InstallError, run
+from gptj_triton.project import PROJECT
 
 
 def fetch_python(folder: Path, python_with_pip: Path) -> Interpreter:

@@ -18,8 +18,7 @@ from pathlib import Path
 from gptj_triton.install.interpreter import PYTHON, find_library, library_name
 from gptj_triton.serving.errors import ServeError
 from gptj_triton.serving.python_environment import find_programs
-
-STUB = "triton_python_backend_stub"
+from gptj_triton.triton.stubs import STUB
 
 
 @dataclass(frozen=True)

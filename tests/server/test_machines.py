@@ -21,6 +21,7 @@ import pytest
 import requests
 
 from gptj_triton.serving.installation import find_triton
+from gptj_triton.triton.stubs import STUB
 from tests.server.conftest import CLOSE, PROJECT, Server, wait_until
 from tests.server.test_serve import EMBEDDED, generate, make_toy_repository
 
@@ -162,7 +163,7 @@ def test_a_model_that_does_not_come_up_in_time_ends_the_start_with_its_name(
 ) -> None:
     toy = make_toy_repository(tmp_path / "toy", seconds=1000 if cause == "slow" else 0)
     if cause == "stub":  # Triton waits for ever for one that ends before it has said a word
-        stub = toy / "echo" / "triton_python_backend_stub"
+        stub = toy / "echo" / STUB
         stub.write_text("#!/bin/sh\nexit 1\n")
         stub.chmod(0o755)
     server = launch("--model-repository", toy, "--start-timeout", "4")

@@ -20,6 +20,7 @@ import tritonclient.grpc
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
+from gptj_triton.triton.stubs import STUB
 from tests.server.conftest import (
     CLOSE,
     FREE_WITHIN,
@@ -33,7 +34,6 @@ from tests.server.conftest import (
 
 PROMPT = "Once upon a time"
 LONG = {"text_input": PROMPT, "max_tokens": 900, "min_tokens": 900}
-STUB = "triton_python_backend_stub"
 TYPES = {"uint32": "UINT32", "uint64": "UINT64", "int32": "INT32", "float32": "FP32", "bool": "BOOL", "object": "BYTES"}
 
 Arrays = dict[str, NDArray[Any]]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gptj_triton.install.interpreter import PROJECT, Interpreter, inspect
+from gptj_triton.install.interpreter import Interpreter, inspect
+from gptj_triton.project import PROJECT
 from tests.shell import clean_environment
 from tests.unit.install.other_pythons import OTHERS
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gptj_triton.install.interpreter import PROJECT, VERSIONS, Interpreter, describe, inspect
+from gptj_triton.install.interpreter import VERSIONS, Interpreter, describe, inspect
+from gptj_triton.project import PROJECT
 from tests.unit.install.other_pythons import OTHERS
 
 

@@ -12,7 +12,8 @@ import pytest
 from gptj_triton.install.interpreter import PYTHON
 from gptj_triton.project import PROJECT
 from gptj_triton.serving.errors import ServeError
-from gptj_triton.serving.installation import STUB, Triton, find_python_library, find_triton, stage_backends
+from gptj_triton.serving.installation import Triton, find_python_library, find_triton, stage_backends
+from gptj_triton.triton.stubs import STUB
 
 BACKEND = PROJECT / "backends" / "fastertransformer"
 
