@@ -33,10 +33,8 @@ from gptj_triton.errors import EngineError
 STEPS = [(batch, context) for context in (128, 512) for batch in (1, 8, 32, 64, 128)] + [(256, 128)]
 FIRST_TOKENS = [(1, 128), (1, 512), (1, 2048), (8, 128), (8, 512), (64, 512)]
 RUNS = [(64, 128, 128), (1024, 128, 128), (264, 2048, 128), (36, 2048, 2048), (160, 128, 2048)]  # requests, in, out
-
-
-DATA_TYPES = ("fp16", "bf16", "fp8", "int8")
-BYTES = {"fp8": 1, "int8": 1}  # a number of the matrices of the layers, where it is not two
+# The choices of --data-type, and how many bytes each number of the layers' matrices then takes.
+MATRIX_BYTES = {"fp16": 2, "bf16": 2, "fp8": 1, "int8": 1}
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class Benchmark:
         self._engine = engine
         self._bandwidth = bandwidth
         self._random = random.Random(0)
-        model, size = engine.model_config, BYTES.get(data_type, 2)
+        model, size = engine.model_config, MATRIX_BYTES[data_type]
         tensors = model_tensors(model).values()
         weights = {tensor.name: torch.Size(tensor.shape).numel() for tensor in tensors if tensor.name != "wte"}
         quantized = sum(number for name, number in weights.items() if name.startswith("layers"))
@@ -157,7 +155,7 @@ def measure(benchmark: Benchmark, quick: bool) -> Iterator[Measurement]:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint (default: random weights)")
-    parser.add_argument("--data-type", choices=DATA_TYPES, default="fp16", help="int8: the weights alone")
+    parser.add_argument("--data-type", choices=MATRIX_BYTES, default="fp16", help="int8: the weights alone")
     parser.add_argument("--quick", action="store_true", help="one figure of each kind")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the result besides")
     return parser.parse_args(arguments)

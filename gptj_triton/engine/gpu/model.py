@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gptj_triton.checkpoint.data_types import FP8
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.device import compute_type, memory_left
@@ -34,7 +35,7 @@ class GpuModel:
     def __init__(self, config: EngineConfig, model: ModelConfig, device: torch.device) -> None:
         """Load the weights; ConfigError when that cannot be done."""
         dtype = compute_type(config.data_type, device).dtype
-        matrix_dtype = torch.int8 if config.int8_mode else FLOAT8 if config.data_type == "fp8" else dtype
+        matrix_dtype = torch.int8 if config.int8_mode else FLOAT8 if config.data_type == FP8 else dtype
         rotations = rotary_table(model, device)
         self._parts = GpuParts(
             model=model,
