@@ -23,7 +23,7 @@ from gptj_triton.stand_ins import refuse_stand_in
 from gptj_triton.text.tokenizer_files import NEIGHBOURS, SETTINGS
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-SMALL_FILES = ["*.json", "vocab.json", "merges.txt"]
+SMALL_FILES = ["*.json", "merges.txt"]
 # The files of which transformers makes a tokenizer: tokenizer.json, or these two, and what stands beside them.
 MERGES = ("vocab.json", "merges.txt")
 TOKENIZER_SOURCES = ("tokenizer.json", *MERGES, *NEIGHBOURS)

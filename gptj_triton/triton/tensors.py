@@ -134,7 +134,7 @@ def _read_row(tensors: Tensors, index: int, model: Welcome) -> Row:
     _check_range("start_id", start, model.limits.vocab_size - 1)
     prompt = padded[:length].tolist() or [start]
     values: dict[str, Any] = {name: scalar(name, 0) for name in SCALARS if name in tensors}
-    if "end_ids" in tensors:  # end_id fills what is behind the sequence then
+    if "end_ids" in tensors:  # end_id counts for nothing then
         end_ids = tuple(dict.fromkeys(token for token in tensors["end_ids"][index].tolist() if token != -1))
     else:
         end_ids = (scalar("end_id", 0),) if "end_id" in tensors else model.end_ids
