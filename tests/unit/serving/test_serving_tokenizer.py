@@ -128,6 +128,22 @@ def test_another_tokenizer_is_merged_with_its_neighbours_too(folder_with: MakeFo
     assert PromptTokenizer.load(served).encode("king") == PromptTokenizer.load(EMBEDDED_MODEL).encode(" king")
 
 
+@pytest.mark.parametrize("config", [GENERIC, GPT2, {}], ids=["generic class", "GPT2Tokenizer", "no class"])
+def test_a_vocabulary_and_merges_are_gpt2s_whatever_class_stands_beside_them(
+    config: dict[str, Any], folder_with: MakeFolder
+) -> None:
+    folder = folder_with({CONFIG: config})
+    model = json.loads((folder / TOKENIZER).read_text(encoding="utf-8"))["model"]
+    (folder / TOKENIZER).unlink()
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
+    merges = [each if isinstance(each, str) else " ".join(each) for each in model["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]), encoding="utf-8")
+    served = find_checkpoint(ModelRequest(str(folder)), EMBEDDED_MODEL, Path("/nowhere")).tokenizer
+    prompts, embedded = PromptTokenizer.load(served), PromptTokenizer.load(EMBEDDED_MODEL)
+    for text in TEXTS:
+        assert prompts.encode(text) == embedded.encode(text), text
+
+
 @pytest.mark.parametrize("name", [TOKENIZER, CONFIG])
 def test_a_broken_file_is_one_line(name: str, folder_with: MakeFolder) -> None:
     folder = folder_with({CONFIG: GPT2})
