@@ -1,2 +1,2 @@
-"""The parts of serve.py: options, home, installation, checkpoint, repository, run directory, process. `command` puts
-them together."""
+"""The parts of serve.py: options, home, installation, checkpoint, repository, plain paths, Python environment, run
+directory, process. `command` puts them together."""

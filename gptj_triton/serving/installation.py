@@ -122,7 +122,7 @@ def stage_backends(root: Path, triton: Triton, fastertransformer: Path) -> Stage
     shutil.copy(triton.python_backend / "libtriton_python.so", python_backend)
     # A program of our own: Triton changes the mode of a stub that fails, and Python in a stub imports from the current
     # directory, so that must be an empty one. (A relative path of a model, the first argument, starts at Triton's own.)
-    # tritonserver's standard input is none of the stub's business.
+    # Not with tritonserver's standard input: that is the run's lock, which an orphaned stub would keep locked.
     (root / "empty").mkdir()
     empty, stub = shlex.quote(str(root / "empty")), shlex.quote(str(triton.stub))
     write_program(python_backend / STUB, f'case "$1" in /*) cd {empty} ;; esac; exec {stub} "$@" < /dev/null')

@@ -2,7 +2,7 @@
 of their engines' sockets, shared memory and stubs.
 
 Each directory has a file `lock`, which the launcher and its tritonserver keep locked as long as they live. A directory
-without such a file is none of ours.
+without such a file is left alone.
 """
 
 from __future__ import annotations

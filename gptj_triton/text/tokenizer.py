@@ -37,7 +37,10 @@ class PromptTokenizer:
 
     @classmethod
     def load(cls, directory: Path) -> PromptTokenizer:
-        """Read tokenizer.json and config.json; raises FileNotFoundError or ValueError naming what is missing."""
+        """Read tokenizer.json, config.json and what stands beside them.
+
+        Raises FileNotFoundError, ConfigError or ValueError naming the file and what is wrong with it.
+        """
         # Only here: Triton's auto-complete stage imports the model in a second process, which needs no tokenizer.
         from tokenizers import Tokenizer
 
