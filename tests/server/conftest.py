@@ -238,3 +238,10 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Server]]:
             return launched
 
         yield launch_one
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A short directory, for the test's own directories of temporary files."""
+    with tempfile.TemporaryDirectory(prefix="gptj-test-", dir="/tmp") as folder:
+        yield Path(folder)

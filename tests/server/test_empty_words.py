@@ -9,15 +9,14 @@ import pytest
 import requests
 import tritonclient.grpc
 import tritonclient.http
-from numpy.typing import NDArray
 
 from gptj_triton.client import Client
 from tests.server.conftest import CLOSE
 from tests.server.test_client import PROTOCOLS, STREAMING_PROTOCOLS, run, url_of
+from tests.server.test_outputs import Arrays, Asker
 
 PROMPT = "Once upon a time"
 MODULES = [tritonclient.http, tritonclient.grpc]
-TYPES = {"object": "BYTES", "int32": "INT32", "uint32": "UINT32"}
 
 
 def text(server: Any, model: str = "ensemble", /, **fields: Any) -> str:
@@ -28,15 +27,14 @@ def text(server: Any, model: str = "ensemble", /, **fields: Any) -> str:
     return str(response.json()["text_output"])
 
 
-def infer(server: Any, protocol: Any, model: str, tensors: dict[str, Any]) -> Any:
-    inputs = []
-    for name, values in tensors.items():
-        array: NDArray[Any] = np.asarray(values, None if isinstance(values, np.ndarray) else object)
-        inputs.append(protocol.InferInput(name, list(array.shape), TYPES[array.dtype.name]))
-        inputs[-1].set_data_from_numpy(array)
-    url = server.http_url if protocol is tritonclient.http else server.grpc_url
-    with protocol.InferenceServerClient(url) as client:
-        return client.infer(model, inputs)
+def infer(server: Any, protocol: Any, model: str, tensors: dict[str, Any]) -> Arrays:
+    """The outputs by name; a list among the `tensors` is one of strings."""
+    arrays = {
+        name: np.asarray(each, None if isinstance(each, np.ndarray) else object) for name, each in tensors.items()
+    }
+    asker = Asker(protocol, server.http_url if protocol is tritonclient.http else server.grpc_url)
+    with asker.client:
+        return asker.ask(model, arrays)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +98,7 @@ def test_rows_with_unequally_many_words_are_padded_with_empty_ones(server: Any, 
     prompts, words = [PROMPT, "The wolf", "A king"], [["", ""], ["the", ""], [",", "and"]]
     max_tokens = np.full((3, 1), 16, np.int32)
     fields = {"text_input": [[each] for each in prompts], "max_tokens": max_tokens, name: words}
-    together = infer(server, protocol, "ensemble", fields).as_numpy("text_output").ravel().tolist()
+    together = infer(server, protocol, "ensemble", fields)["text_output"].ravel().tolist()
     alone = [
         text(server, text_input=prompt, **{name: [word for word in each if word]})
         for prompt, each in zip(prompts, words, strict=True)
@@ -118,7 +116,7 @@ def test_the_backend_takes_empty_stop_strings_and_empty_token_lists(server: Any,
     }
 
     def ids(**words: Any) -> list[int]:
-        found = infer(server, protocol, "fastertransformer", request | words).as_numpy("output_ids")
+        found = infer(server, protocol, "fastertransformer", request | words)["output_ids"]
         return list(found.ravel().tolist())
 
     plain = ids()

@@ -6,15 +6,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import stat
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import venv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +20,7 @@ import requests
 
 from gptj_triton.serving.installation import find_triton
 from gptj_triton.triton.stubs import STUB
-from tests.server.conftest import CLOSE, PROJECT, Server, wait_until
+from tests.server.conftest import CLOSE, PROJECT, Server
 from tests.server.test_serve import EMBEDDED, generate, make_toy_repository
 
 ODD = "a b é'$HOME\"[x]\n;&"
@@ -46,13 +44,6 @@ TOOLS = ("serve.py", "client.py", "convert_checkpoint.py", "make_configs.py")
 WITHOUT_NAME = ("unshare", "--user", "--map-user=12345", "--map-group=12345")
 
 Launch = Callable[..., Server]
-
-
-@pytest.fixture
-def temporary() -> Iterator[Path]:
-    """A short directory, for the test's own directories of temporary files."""
-    with tempfile.TemporaryDirectory(prefix="gptj-test-", dir="/tmp") as folder:
-        yield Path(folder)
 
 
 @pytest.fixture
@@ -180,60 +171,6 @@ def test_a_model_whose_name_triton_cannot_start_is_refused(launch: Launch, tmp_p
     assert server.last_line.startswith(f"serve.py: '{toy}/an écho': a model's name")
 
 
-@pytest.mark.parametrize("ready", [False, True])
-def test_a_terminal_that_hangs_up_stops_the_server(launch: Launch, tmp_path: Path, ready: bool) -> None:
-    server = launch("--model-repository", make_toy_repository(tmp_path / "toy", seconds=0 if ready else 60))
-    server.wait_until(lambda: "READY" in server.stdout if ready else server.tritonserver, "sign of life")
-    server.process.send_signal(signal.SIGHUP)
-    assert server.wait() == (0 if ready else 128 + signal.SIGHUP)
-    assert server.leftovers() == []
-
-
-def test_nohup_is_respected(launch: Launch, tmp_path: Path) -> None:
-    toy = make_toy_repository(tmp_path / "toy")
-    server = launch("--model-repository", toy, before=["nohup"]).wait_until_ready()
-    server.process.send_signal(signal.SIGHUP)
-    with pytest.raises(subprocess.TimeoutExpired):
-        server.wait(2)
-
-
-def test_a_terminal_that_is_gone_does_not_keep_anything_alive(launch: Launch, tmp_path: Path) -> None:
-    """What the launcher says then is an error of its own."""
-    toy = make_toy_repository(tmp_path / "toy")
-    server = launch("--model-repository", toy, before=["sh", "-c", 'exec "$@" 2>/dev/full', "sh"]).wait_until_ready()
-    server.process.send_signal(signal.SIGHUP)
-    assert server.wait() == 0
-    assert server.leftovers() == []
-
-
-def test_the_next_start_removes_what_a_killed_server_left_and_nothing_else(
-    temporary: Path, launch: Launch, tmp_path: Path
-) -> None:
-    toy = make_toy_repository(tmp_path / "toy")
-    alive = launch("--model-repository", toy, temporary=temporary).wait_until_ready()
-    for name in ("gptj-triton-mine", "gptj-triton-123_01234567", "gptj-engine-mine"):  # no server's
-        make_directory(temporary / name)
-    before = set(temporary.iterdir())
-    killed = launch(temporary=temporary).wait_until_ready()
-    # None of them may see another one end.
-    processes = [killed.process, *filter(None, [killed.tritonserver]), *killed.engines]
-    for process in processes:
-        os.kill(process.pid, signal.SIGSTOP)
-    for process in processes:
-        os.kill(process.pid, signal.SIGKILL)
-    killed.wait()
-    assert set(temporary.iterdir()) > before and list(Path("/dev/shm").glob(f"gptj_{killed.pid}_*"))
-    again = launch("--model-repository", toy, temporary=temporary).wait_until_ready()
-    assert again.stop() == 0
-    assert set(temporary.iterdir()) == before
-    assert not list(Path("/dev/shm").glob(f"gptj_{killed.pid}_*"))
-    wait_until(lambda: not killed.processes, "end of its processes")
-    assert requests.get(f"http://{alive.http_url}/v2/models/echo/ready", headers=CLOSE, timeout=10).ok
-    assert alive.stop() == 0
-    for path in temporary.iterdir():
-        path.rmdir()
-
-
 def has_ipv6() -> bool:
     try:
         with socket.socket(socket.AF_INET6) as probe:
@@ -274,7 +211,7 @@ def may_be_nobody() -> bool:
 
 @pytest.mark.skipif(not may_be_nobody(), reason="needs a user namespace")
 def test_a_stub_that_its_owner_may_run_but_not_read_serves_and_stays_so(launch: Launch, tmp_path: Path) -> None:
-    """Triton itself used to leave it so."""
+    """Triton leaves it so when it has started one that ends unexpectedly."""
     triton = find_triton()
     packages = make_directory(tmp_path / "packages")
     package = triton.binary.parents[2]

@@ -15,6 +15,7 @@ import tritonclient.grpc
 
 from gptj_triton.project import REPOSITORY
 from tests.server.conftest import CLOSE, Server, start
+from tests.server.test_outputs import Arrays, Asker
 from tests.server.test_streaming import GrpcStream
 
 UNSIGNED = ("max_tokens", "top_k", "beam_width")
@@ -70,7 +71,7 @@ def test_unsigned_fields_are_served_where_they_are_declared(changed: Server, str
 
 def test_a_signed_seed_is_served_where_it_is_declared(changed: Server) -> None:
     """As FauxPilot's proxy asks: copilot_proxy/utils/codegen.py, `generate`. A seed may be negative, too."""
-    tensors = {
+    tensors: Arrays = {
         "input_ids": np.array([[2167, 716, 258, 515]], np.uint32),
         "input_lengths": np.array([[4]], np.uint32),
         "request_output_len": np.array([[6]], np.uint32),
@@ -78,13 +79,10 @@ def test_a_signed_seed_is_served_where_it_is_declared(changed: Server) -> None:
     }
 
     def ids(seed: int) -> list[int]:
-        inputs = []
-        for name, array in {**tensors, "random_seed": np.array([[seed]], np.int32)}.items():
-            datatype = {"uint32": "UINT32", "int32": "INT32", "float32": "FP32"}[array.dtype.name]
-            inputs.append(tritonclient.grpc.InferInput(name, array.shape, datatype))
-            inputs[-1].set_data_from_numpy(array)
-        with tritonclient.grpc.InferenceServerClient(changed.grpc_url) as client:
-            return list(client.infer("fastertransformer", inputs).as_numpy("output_ids").ravel().tolist())
+        asker = Asker(tritonclient.grpc, changed.grpc_url)
+        with asker.client:
+            answer = asker.ask("fastertransformer", tensors | {"random_seed": np.array([[seed]], np.int32)})
+        return list(answer["output_ids"].ravel().tolist())
 
     assert ids(7) == ids(7) != ids(2**31 - 1)
     assert ids(-7) == ids(-7)
