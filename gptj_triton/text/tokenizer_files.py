@@ -27,11 +27,6 @@ def splits_special_tokens(directory: Path) -> bool:
     return bool(_read(directory / "tokenizer_config.json").get(SPLIT_SPECIAL_TOKENS))
 
 
-def has_generic_class(directory: Path) -> bool:
-    """Whether tokenizer_config.json names a class that says nothing of the tokenizer's kind."""
-    return _read(directory / "tokenizer_config.json").get("tokenizer_class") in GENERIC_CLASSES
-
-
 def pre_tokenizers(tokenizer: dict[str, Any]) -> list[dict[str, Any]]:
     """The pre-tokenizers of a tokenizer.json, one or a sequence, in their order."""
     only = tokenizer.get("pre_tokenizer") or {}
@@ -49,7 +44,7 @@ def ignored_settings(directory: Path) -> list[str]:
         lines.append(f"{config_path}: {CLEAN_UP_BPE} has no effect: it changes text that a stream has sent already")
     prefix = bool(config.get("add_prefix_space"))
     has_prefix = any(step.get("add_prefix_space") for step in pre_tokenizers(tokenizer))
-    if not has_generic_class(directory) and prefix != has_prefix:
+    if config.get("tokenizer_class") not in GENERIC_CLASSES and prefix != has_prefix:
         lines.append(f"{config_path}: add_prefix_space is {json.dumps(prefix)}")
     for name in NEIGHBOURS:
         for content, facts in _tokens(name, _read(directory / name)):

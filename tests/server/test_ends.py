@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,15 @@ from tests.server.test_serve import make_toy_repository
 Launch = Callable[..., Server]
 
 
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """Processes that are started do not ignore SIGHUP, as they do where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("ready", [False, True])
 def test_a_terminal_that_hangs_up_stops_the_server(launch: Launch, tmp_path: Path, ready: bool) -> None:
     server = launch("--model-repository", make_toy_repository(tmp_path / "toy", seconds=0 if ready else 60))
@@ -34,6 +43,7 @@ def test_nohup_is_respected(launch: Launch, tmp_path: Path) -> None:
         server.wait(2)
 
 
+@pytest.mark.usefixtures("terminal")
 def test_a_terminal_that_is_gone_does_not_keep_anything_alive(launch: Launch, tmp_path: Path) -> None:
     """What the launcher says then is an error of its own."""
     toy = make_toy_repository(tmp_path / "toy")
