@@ -184,10 +184,16 @@ def make_tokenizer(folder: Path, where: str, model: ModelConfig | None = None) -
 def write_tokenizer(sources: Path, target: Path, where: str) -> None:
     """Write the tokenizer of `sources` as one tokenizer.json, and what that cannot hold as tokenizer_config.json."""
     # Imported here: it takes seconds, which a tokenizer that is kept does not need.
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, GPT2Tokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(sources, local_files_only=True, trust_remote_code=False)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(sources, local_files_only=True, trust_remote_code=False)
+        except Exception:
+            if (sources / "tokenizer.json").is_file():
+                raise
+            # The class that tokenizer_config.json names may not know vocab.json and merges.txt, which are GPT-2's.
+            tokenizer = GPT2Tokenizer.from_pretrained(sources, local_files_only=True)
     except Exception as error:  # the library raises nothing more exact
         names = ", ".join(sorted(path.name for path in sources.iterdir() if path.name not in CONFIGS))
         raise ServeError(f"{where}: no tokenizer can be made of {names}: {error}") from None

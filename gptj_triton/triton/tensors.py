@@ -48,12 +48,14 @@ def lacks_batch_dimension(tensors: Tensors) -> bool:
     """Whether `input_ids` is [L]: a request of one row, to a model whose max_batch_size is 0.
 
     Such a model's tensors have the shapes that its config.pbtxt says, so it can also have `input_ids` [B, L]. Raises
-    InvalidRequestError where they are neither.
+    InvalidRequestError where it is neither.
     """
-    dimensions = tensors["input_ids"].ndim if "input_ids" in tensors else 0
+    if "input_ids" not in tensors:
+        return False  # read_rows refuses it
+    dimensions = tensors["input_ids"].ndim
     if dimensions not in (1, 2):
-        found = f"of {dimensions} dimensions" if dimensions else "absent"
-        raise InvalidRequestError("input_ids", found, "[B, L], or [L] without a batch dimension")
+        allowed = "[B, L], or [L] without a batch dimension"
+        raise InvalidRequestError("input_ids", f"of {dimensions} dimensions", allowed)
     return dimensions == 1
 
 

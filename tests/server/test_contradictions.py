@@ -88,7 +88,7 @@ FASTERTRANSFORMER: list[tuple[Arrays, str]] = [
 PREPROCESSING: list[tuple[Arrays, str]] = [
     ({"text_input": text([[b"Once\xff"]])}, "text_input has the byte 0xff at position 4; it must be valid UTF-8"),
     ({"max_tokens": i32([[1, 2]])}, "max_tokens"),
-    ({"max_tokens": i32([[1], [2]])}, "batch size does not match"),
+    ({"max_tokens": i32([[1], [2]])}, "max_tokens has 2 rows; it must have 1, as text_input has"),
     ({"text_input": text([[b"Once", b"upon"]])}, "text_input"),
 ]
 CASES = [("postprocessing", *case) for case in POSTPROCESSING]

@@ -179,6 +179,15 @@ def test_a_model_whose_name_triton_cannot_start_is_refused(launch: Launch, tmp_p
     assert server.last_line.startswith(f"serve.py: '{toy}/an écho': a model's name")
 
 
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """Processes that are started do not ignore SIGHUP, as they do where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("ready", [False, True])
 def test_a_terminal_that_hangs_up_stops_the_server(launch: Launch, tmp_path: Path, ready: bool) -> None:
     server = launch("--model-repository", make_toy_repository(tmp_path / "toy", seconds=0 if ready else 60))
@@ -196,6 +205,7 @@ def test_nohup_is_respected(launch: Launch, tmp_path: Path) -> None:
         server.wait(2)
 
 
+@pytest.mark.usefixtures("terminal")
 def test_a_terminal_that_is_gone_does_not_keep_anything_alive(launch: Launch, tmp_path: Path) -> None:
     """What the launcher says then is an error of its own."""
     toy = make_toy_repository(tmp_path / "toy")

@@ -476,9 +476,9 @@ def test_a_timeout_that_is_no_number_of_microseconds_is_refused(value: str) -> N
 def test_a_request_of_one_row_may_lack_the_batch_dimension() -> None:
     assert lacks_batch_dimension({"input_ids": np.array([1, 2], np.uint32)})
     assert not lacks_batch_dimension({"input_ids": np.array([[1, 2]], np.uint32)})
-    for tensors in ({}, {"input_ids": np.array([[[1]]], np.uint32)}):
-        with pytest.raises(InvalidRequestError, match=r"^input_ids is .*, allowed: \[B, L\], or \[L\]"):
-            lacks_batch_dimension(tensors)
+    assert not lacks_batch_dimension({})
+    with pytest.raises(InvalidRequestError, match=r"^input_ids is .*, allowed: \[B, L\], or \[L\]"):
+        lacks_batch_dimension({"input_ids": np.array([[[1]]], np.uint32)})
 
 
 def test_tensors_that_differ_in_their_rows_or_have_another_shape_are_refused_by_their_name() -> None:
