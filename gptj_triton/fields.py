@@ -142,6 +142,7 @@ FIELDS = (
             "max_tokens_to_sample",
             "max_token_count",
             "max_length",
+            "max_len",
             "max_gen_len",
             "num_tokens",
             "n_predict",
@@ -155,7 +156,7 @@ FIELDS = (
         minimum=0,
         default=0,
         tensor=Tensor(name="min_length", dtype="UINT32", origin=Origin.UNDECLARED, made=True),
-        elsewhere=("min_new_tokens",),
+        elsewhere=("min_new_tokens", "min_len"),
     ),
     Field(
         name="min_length",

@@ -10,14 +10,14 @@ from typing import Any
 
 
 class EventReader:
-    """Takes the bytes of one stream as they arrive, cut anywhere."""
+    """Takes the bytes of one stream as they arrive, cut anywhere; `rest` are those of a line that has not ended."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self.rest = b""
 
     def feed(self, chunk: bytes) -> list[dict[str, Any]]:
         """The events that `chunk` completes. Raises ValueError for a line that is not `data:` and JSON."""
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        *lines, self.rest = (self.rest + chunk).split(b"\n")
         return [_decoded(line) for line in lines if line.strip()]
 
 

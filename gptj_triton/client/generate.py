@@ -48,10 +48,13 @@ class GenerateEndpoint:
         with self._errors_translated(), self._post(f"{STREAMING_MODEL}/generate_stream", prompt, fields) as response:
             if response.status_code != OK:
                 self._json(response)
-            reader = EventReader()
+            reader, begun = EventReader(), False
             for chunk in response.iter_content(chunk_size=None):  # leaving the block closes the connection
                 for event in self._events(reader, chunk):
+                    begun = True
                     yield self._answer(event)
+            if reader.rest or not begun:
+                raise no_words_of_triton(str(OK), self._way, reader.rest.decode(errors="replace"))
 
     def _post(self, path: str, prompt: str, fields: dict[str, Any]) -> requests.Response:
         """The response to a request; of a stream only its head has been read."""

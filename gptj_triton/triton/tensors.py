@@ -130,7 +130,7 @@ def _read_row(tensors: Tensors, index: int, model: Welcome) -> Row:
         raise InvalidRequestError("prompt_learning_task_name_ids", task, "none: the checkpoint has no prompt tasks")
     padded = tensors["input_ids"][index]
     length = scalar("input_lengths", 0)
-    if length > len(padded):
+    if not 0 <= length <= len(padded):  # below 0 where a config.pbtxt declares INT32
         raise InvalidRequestError("input_lengths", length, f"0 to {len(padded)}, the width of input_ids")
     start = scalar("start_id", model.start_id)
     _check_range("start_id", start, model.limits.vocab_size - 1)
@@ -149,7 +149,7 @@ def _read_row(tensors: Tensors, index: int, model: Welcome) -> Row:
         stop_strings=tuple(filter(None, tensors["stop_strings"][index].tolist())) if "stop_strings" in tensors else (),
         **values,
     )
-    _check(prompt, params, model.limits)
+    _check(prompt, params, model.limits, "end_ids" if "end_ids" in tensors else "end_id")
     copies = scalar("num_return_sequences", 1)
     _check_range("num_return_sequences", copies)
     if copies > 1 and params.beam_width > 1:
@@ -158,8 +158,11 @@ def _read_row(tensors: Tensors, index: int, model: Welcome) -> Row:
     return Row(prompt, [params, *(msgspec.structs.replace(params, random_seed=seed) for seed in seeds)])
 
 
-def _check(prompt: list[int], params: SamplingParams, limits: Limits) -> None:
-    """Raise InvalidRequestError for the first tensor that is out of its range, or beyond what the model allows."""
+def _check(prompt: list[int], params: SamplingParams, limits: Limits, end_name: str) -> None:
+    """Raise InvalidRequestError for the first tensor that is out of its range, or beyond what the model allows.
+
+    `end_name`: the tensor that the end ids came from.
+    """
     context, last = limits.context_length, limits.vocab_size - 1
     vocabulary = f"token ids from 0 to {last}"
     if not 1 <= len(prompt) < context:
@@ -168,7 +171,7 @@ def _check(prompt: list[int], params: SamplingParams, limits: Limits) -> None:
         ("input_ids", (prompt,)),
         ("bad_words_list", params.bad_words_list),
         ("stop_words_list", params.stop_words_list),
-        ("end_id", (params.end_ids,) if params.end_ids else ()),
+        (end_name, (params.end_ids,) if params.end_ids else ()),
     ):
         for token in (end for word in words for end in (min(word), max(word))):
             if not 0 <= token <= last:

@@ -15,6 +15,7 @@ from gptj_triton.triton.tensors import Tensors, require
 REQUIRED = ("output_ids", "sequence_length", "input_lengths", "end_id")
 # Tensors of one value a sequence, [B, n]; all but the first are optional.
 PER_SEQUENCE = ("sequence_length", "previous_length", "finish_reason", "cancel_handle")
+PADDING = ("end_ids", -1)
 
 
 class WrittenTokens(NamedTuple):
@@ -63,8 +64,12 @@ def _read_row(tensors: Tensors, vocab_size: int | None) -> list[WrittenTokens]:
         allowed = f"0 to {min(lengths)}, the shortest sequence_length"
         raise InvalidRequestError("input_lengths", prompt_length, allowed)
     end_name, end_ids = ("end_ids", tensors["end_ids"].tolist()) if "end_ids" in tensors else ("end_id", [end_id])
-    if vocab_size is not None and max(end_ids, default=-1) >= vocab_size:
-        raise InvalidRequestError(end_name, max(end_ids), f"token ids from 0 to {vocab_size - 1}")
+    if vocab_size is not None:
+        largest = [int(sequence[:length].max(initial=0)) for sequence, length in zip(ids, lengths, strict=True)]
+        for name, tokens in (("output_ids", largest), (end_name, end_ids)):
+            for token in tokens:
+                if not 0 <= token < vocab_size and (name, token) != PADDING:
+                    raise InvalidRequestError(name, token, f"token ids from 0 to {vocab_size - 1}")
     previous = tensors["previous_length"].tolist() if "previous_length" in tensors else [prompt_length] * len(lengths)
     for before, length in zip(previous, lengths, strict=True):
         if not prompt_length <= before <= length:

@@ -59,6 +59,8 @@ POSTPROCESSING: list[tuple[Arrays, str]] = [
     ({"previous_length": u32([[5]])}, "previous_length is 5, allowed: 2 to 4"),
     # Values that mean nothing.
     ({"end_id": u32([[BIG]])}, f"end_id is {BIG}, allowed: token ids from 0 to"),
+    ({"end_ids": i32([[0, -5]])}, "end_ids is -5, allowed: token ids from 0 to 4095"),
+    ({"output_ids": u32([[[5, 6, BIG, 8]]])}, f"output_ids is {BIG}, allowed: token ids from 0 to 4095"),
     ({"finish_reason": text([[b"st\xffop"]])}, r"finish_reason is b'st\xffop', allowed: UTF-8"),
     # Of several rows, the row is named.
     (TWO_ROWS | {"sequence_length": u32([[4], [9]])}, "row 1: sequence_length is 9, allowed: 0 to 5"),
@@ -76,6 +78,7 @@ FASTERTRANSFORMER: list[tuple[Arrays, str]] = [
     ({"request_output_len": u32([[]])}, "request_output_len is 0 values, allowed: one value a row"),
     ({"input_ids": u32([[BIG] * 3])}, f"input_ids is {BIG}, allowed: token ids from 0 to"),
     ({"end_id": u32([[BIG]])}, f"end_id is {BIG}, allowed: "),
+    ({"end_ids": i32([[7, -5]])}, "end_ids is -5, allowed: "),
     ({"start_id": u32([[BIG]]), "input_lengths": u32([[0]])}, f"start_id is {BIG}, allowed: "),
     ({"bad_words_list": i32([[[5], [2]]])}, "bad_words_list is an end offset of 2, allowed: 0 to 1, then -1"),
     ({"bad_words_list": i32([[[5, 6], [2, 1]]])}, "bad_words_list is an end offset of 1, allowed: 2 to 2, then -1"),

@@ -91,6 +91,14 @@ def test_events_of_another_server_are_no_pieces(body: bytes, answer: Answer) -> 
     assert "not an event of ensemble_stream" in str(error) or "it lacks " in str(error)
 
 
+@pytest.mark.parametrize("body", [b"", b"\n\n", b"<html>Log in</html>", b'{"status": "ok"}'])
+def test_an_answer_without_events_is_no_stream(body: bytes, answer: Answer) -> None:
+    url = answer(http("200 OK", body))
+    error = failure(url, "generate", stream=True)
+    assert isinstance(error, ServerError)
+    assert str(error) == f"HTTP 200 from {url}, and no words of Triton: {body.strip().decode()!r}"
+
+
 @pytest.mark.parametrize(
     "banner", [b"SSH-2.0-OpenSSH_9.2p1\r\n", b"220 mail ESMTP\r\n", b"\x15\x03\x01\x00\x02\x02\x46"]
 )

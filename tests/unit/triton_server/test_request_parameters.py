@@ -59,6 +59,8 @@ def test_a_name_for_other_servers_means_one_field() -> None:
         ("max_new_tokens", "max_tokens"),
         ("maxOutputTokens", "max_tokens"),
         ("max_length", "max_tokens"),
+        ("max_len", "max_tokens"),
+        ("min_len", "min_tokens"),
         ("num_beams", "beam_width"),
         ("stop", "stop_words"),
         ("stopSequences", "stop_words"),

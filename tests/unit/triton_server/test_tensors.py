@@ -170,6 +170,10 @@ def test_empty_stop_strings_are_skipped_also_where_no_stop_strings_are_served() 
             request([1]) | {"input_lengths": np.array([[2]])},
             "input_lengths is 2, allowed: 0 to 1, the width of input_ids",
         ),
+        (
+            request([1]) | {"input_lengths": np.array([[-1]])},
+            "input_lengths is -1, allowed: 0 to 1, the width of input_ids",
+        ),
         (request([1, 100]), "input_ids is 100, allowed: token ids from 0 to 99"),
         (request([1], min_length=5), "min_length is 5, allowed: 0 to 4"),
         (request([1], end_id=100), "end_id is 100, allowed: token ids from 0 to 99"),
@@ -422,8 +426,9 @@ def test_what_ends_a_row_is_its_end_ids_else_its_end_id_else_all_of_the_models()
         (request([1], [2]) | lists, [(7, 8), ()]),
     ):
         assert [row.sequences[0].end_ids for row in read_rows(given, model)] == expected
-    with pytest.raises(InvalidRequestError, match="end_id is 100, allowed: token ids from 0 to 99"):
-        read_rows(request([1]) | {"end_ids": np.array([[7, 100]])}, model)
+    for wrong in (100, -2):
+        with pytest.raises(InvalidRequestError, match=f"end_ids is {wrong}, allowed: token ids from 0 to 99"):
+            read_rows(request([1]) | {"end_ids": np.array([[7, wrong]])}, model)
 
 
 def test_end_ids_that_are_not_one_pass_through_and_the_first_fills() -> None:

@@ -23,14 +23,14 @@ OPTIONAL = {
 
 
 def test_end_ids_take_the_place_of_end_id() -> None:
-    found = read_sequences(TENSORS | {"end_ids": np.array([[7, 5], [8, -1]], np.int32)}, vocab_size=9)
+    found = read_sequences(TENSORS | {"end_ids": np.array([[7, 5], [8, -1]], np.int32)}, vocab_size=24)
     assert [sequence.end_ids for sequence in found] == [[7, 5], [7, 5], [8, -1], [8, -1]]
-    with pytest.raises(InvalidRequestError, match="end_ids is 9"):
-        read_sequences(TENSORS | {"end_ids": np.array([[7, 5], [9, 8]], np.int32)}, vocab_size=9)
+    with pytest.raises(InvalidRequestError, match="row 1: end_ids is -2, allowed: token ids from 0 to 23"):
+        read_sequences(TENSORS | {"end_ids": np.array([[7, 5], [-2, 8]], np.int32)}, vocab_size=24)
 
 
 def test_each_sequence_has_its_own_tokens_and_its_rows_values() -> None:
-    found = read_sequences(TENSORS | OPTIONAL, vocab_size=9)
+    found = read_sequences(TENSORS | OPTIONAL, vocab_size=24)
     assert [sequence.ids.tolist() for sequence in found] == [
         [0, 1, 2, 3],
         [6, 7, 8, 9, 10, 11],
@@ -51,6 +51,8 @@ def test_what_is_absent_means_a_whole_answer_that_ended() -> None:
         assert sequence[4:] == ([], "length", False)
 
 
-def test_an_end_id_is_checked_where_the_vocabulary_is_known() -> None:
-    with pytest.raises(InvalidRequestError, match="row 1: end_id is 8, allowed: token ids from 0 to 7"):
-        read_sequences(TENSORS, vocab_size=8)
+def test_tokens_are_checked_where_the_vocabulary_is_known() -> None:
+    with pytest.raises(InvalidRequestError, match="row 1: output_ids is 20, allowed: token ids from 0 to 19"):
+        read_sequences(TENSORS, vocab_size=20)  # 21 is behind the end of its sequence
+    with pytest.raises(InvalidRequestError, match="row 0: end_id is 24, allowed: token ids from 0 to 23"):
+        read_sequences(TENSORS | {"end_id": np.array([[24], [8]], np.uint32)}, vocab_size=24)
