@@ -54,7 +54,7 @@ class GenerateEndpoint:
                     begun = True
                     yield self._answer(event)
             if reader.rest or not begun:
-                raise no_words_of_triton(str(OK), self._way, reader.rest.decode(errors="replace"))
+                raise not_from_triton(str(OK), self._way, reader.rest.decode(errors="replace"))
 
     def _post(self, path: str, prompt: str, fields: dict[str, Any]) -> requests.Response:
         """The response to a request; of a stream only its head has been read."""

@@ -96,7 +96,7 @@ def test_an_answer_without_events_is_no_stream(body: bytes, answer: Answer) -> N
     url = answer(http("200 OK", body))
     error = failure(url, "generate", stream=True)
     assert isinstance(error, ServerError)
-    assert str(error) == f"HTTP 200 from {url}, and no words of Triton: {body.strip().decode()!r}"
+    assert str(error) == f"HTTP 200 from {url}, not an answer of Triton: {body.strip().decode()!r}"
 
 
 @pytest.mark.parametrize(
