@@ -191,7 +191,13 @@ def write_tokenizer(sources: Path, target: Path, where: str) -> None:
     except Exception as error:  # the library raises nothing more exact
         names = ", ".join(sorted(path.name for path in sources.iterdir() if path.name not in CONFIGS))
         raise ServeError(f"{where}: no tokenizer can be made of {names}: {error}") from None
-    tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"))
+    backend = tokenizer.backend_tokenizer
+    made = json.loads(backend.to_str())
+    # The library goes on to drop a special token from texts where another file says that it is none, and writes it as
+    # that file says.
+    for token in made["added_tokens"]:
+        token["special"] = not backend.decode([token["id"]], skip_special_tokens=True)
+    (target / "tokenizer.json").write_text(json.dumps(made), encoding="utf-8")
     rest = {name: getattr(tokenizer, name) for name in SETTINGS if getattr(tokenizer, name)}
     rest["tokenizer_class"] = "PreTrainedTokenizerFast"  # its meaning: tokenizer.json as it is
     (target / "tokenizer_config.json").write_text(json.dumps(rest), encoding="utf-8")

@@ -65,6 +65,17 @@ CASES: dict[str, dict[str, Any]] = {
     "truncation": {CONFIG: GPT2, TOKENIZER: {"truncation": TRUNCATION}},
     "added tokens": {CONFIG: GENERIC | {"added_tokens_decoder": ADDED}},
     "added tokens, GPT2Tokenizer": {CONFIG: GPT2 | {"added_tokens_decoder": ADDED}},
+    "a special token that another file says is none": {
+        CONFIG: {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "added_tokens_decoder": {"4095": ADDED["4095"] | {"special": False}},
+        }
+    },
+    "a special token of another id": {
+        CONFIG: GPT2,
+        TOKENIZER: {"added_tokens": [{"id": 4096, **ADDED["4096"]}]},
+        "added_tokens.json": {"<x>": 4100},
+    },
     "added_tokens.json": {CONFIG: GPT2, "added_tokens.json": {"<x>": 4096, "king": 4097}},
     "special_tokens_map.json": {CONFIG: GPT2, "special_tokens_map.json": MAP},
     "special_tokens_map.json alone": {"special_tokens_map.json": MAP},
