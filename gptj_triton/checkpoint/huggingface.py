@@ -172,13 +172,16 @@ class _PickledFile:
                 tensors = tensors[name]
         if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
             raise ConfigError(f"{self.path} holds something else than tensors by name")
-        return tensors
+        return {key: tensor.detach() for key, tensor in tensors.items()}  # parameters ask for gradients
 
 
 def _open_files(directory: Path, family: ModelFamily) -> tuple[Path, dict[str, _WeightsFile]]:
     """The file or index that lists the tensors, and the file of each, from whichever layout the directory has."""
     kinds: tuple[Callable[[Path], _WeightsFile], ...] = (_SafetensorsFile, _PickledFile)
     for name, open_file in zip(HUGGINGFACE_WEIGHTS, kinds, strict=True):
+        if os.path.lexists(directory / name):  # it comes first in transformers, too
+            file = open_file(directory / name)
+            return file.path, dict.fromkeys(file.shapes, file)
         index = directory / f"{name}.index.json"
         if os.path.lexists(index):
             file_of = _read_index(index)
@@ -189,9 +192,6 @@ def _open_files(directory: Path, family: ModelFamily) -> tuple[Path, dict[str, _
                 if not family.legacy_buffers.fullmatch(key):
                     raise ConfigError(f"{index} names no file for the tensor {key}, which is in {unlisted_file.path}")
             return index, {key: opened[file] for key, file in file_of.items()}
-        if os.path.lexists(directory / name):
-            file = open_file(directory / name)
-            return file.path, dict.fromkeys(file.shapes, file)
     raise ConfigError(
         f"{directory} holds neither {' nor '.join(HUGGINGFACE_WEIGHTS)} (nor an .index.json of either), "
         "and no config.ini of FasterTransformer"
@@ -201,9 +201,13 @@ def _open_files(directory: Path, family: ModelFamily) -> tuple[Path, dict[str, _
 def _read_index(index: Path) -> dict[str, str]:
     refuse_stand_in(index)
     try:
-        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        file_of = dict(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{index} is no index of weights: {error!r}") from None
+    for key, file in file_of.items():
+        if not isinstance(file, str):
+            raise ConfigError(f"{index} names {file!r} for the tensor {key}, expected a file")
+    return file_of
 
 
 def _has_tied_embeddings(directory: Path) -> bool:

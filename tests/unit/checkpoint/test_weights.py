@@ -242,6 +242,32 @@ def test_a_configuration_of_another_size_is_refused_with_both_sizes(copy: Path) 
         load(copy)
 
 
+@pytest.mark.parametrize("zipped", [False, True])
+def test_parameters_in_place_of_tensors_load_to_the_same(zipped: bool, one_file: Path, copy: Path) -> None:
+    """As `dict(model.named_parameters())` has them."""
+    tensors = load_file(copy / "model.safetensors")
+    save_pickled({name: torch.nn.Parameter(tensor) for name, tensor in tensors.items()}, copy, zipped)
+    for got, expected in zip(all_tensors(load(copy)), all_tensors(load(one_file)), strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_one_file_comes_before_an_index_beside_it(name: str, one_file: Path, copy: Path) -> None:
+    if name == "pytorch_model.bin":
+        save_pickled(load_file(copy / "model.safetensors"), copy)
+    index = {"weight_map": {MLP: f"gone-{name}"}}
+    (copy / f"{name}.index.json").write_text(json.dumps(index))
+    for got, expected in zip(all_tensors(load(copy)), all_tensors(load(one_file)), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_an_index_that_names_no_file_for_a_tensor_is_refused(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {MLP: None}}))
+    with pytest.raises(ConfigError, match=rf"index\.json names None for the tensor {MLP}, expected a file"):
+        load(copy)
+
+
 def test_names_without_the_prefix_load_to_the_same(one_file: Path, copy: Path) -> None:
     tensors = load_file(copy / "model.safetensors")
     save_file({name.removeprefix("transformer."): tensors[name] for name in tensors}, copy / "model.safetensors")
