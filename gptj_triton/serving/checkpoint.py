@@ -143,7 +143,8 @@ def refuse_tokenizer_stand_ins(files: CheckpointFiles) -> None:
 
 
 def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptj-triton" / "tokenizers"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache.absolute() / "gptj-triton" / "tokenizers"
 
 
 def make_tokenizer(folder: Path, where: str, model: ModelConfig | None = None) -> Path:

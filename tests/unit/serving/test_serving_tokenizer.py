@@ -131,6 +131,16 @@ def test_encode_and_decode_are_those_of_transformers(case: str, folder_with: Mak
     assert ignored_settings(served) == []
 
 
+def test_a_relative_cache_is_no_matter_of_where_the_stubs_run(
+    folder_with: MakeFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = folder_with(CASES["prefix space"])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    served = find_checkpoint(ModelRequest(str(folder)), EMBEDDED_MODEL, Path("/nowhere")).tokenizer
+    assert served.is_relative_to(tmp_path / "cache")
+
+
 def test_another_tokenizer_is_merged_with_its_neighbours_too(folder_with: MakeFolder, tmp_path: Path) -> None:
     folder = folder_with(CASES["prefix space"])
     (folder / "config.json").unlink()  # the model's own says the family then
