@@ -142,9 +142,7 @@ def test_a_relative_directory_for_temporary_files_serves(temporary: Path, launch
     (temporary / relative).mkdir(exist_ok=True)
     server = launch(temporary=temporary, directory=temporary, changes={"TMPDIR": relative}).wait_until_ready()
     assert generate(server)["text_output"]
-    assert server.processes_with("gptj_triton.triton.engine_process")[0].environ()["TMPDIR"] == str(
-        temporary / relative
-    )
+    assert server.engines[0].environ()["TMPDIR"] == str(temporary / relative)
     assert server.stop() == 0
     for path in temporary.rglob("*"):
         path.rmdir()  # its own, and empty

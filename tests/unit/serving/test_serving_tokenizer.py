@@ -43,7 +43,7 @@ TEXTS = [
 GENERIC = json.loads((EMBEDDED_MODEL / "tokenizer_config.json").read_text(encoding="utf-8"))
 GPT2 = GENERIC | {"tokenizer_class": "GPT2Tokenizer"}
 PLAIN = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
-ADDED = {
+ADDED: dict[str, dict[str, Any]] = {
     "4095": PLAIN | {"content": "<|endoftext|>"},
     "4096": PLAIN | {"content": "<x>", "lstrip": True, "rstrip": True},
     "4097": PLAIN | {"content": "éé", "special": False},
