@@ -122,6 +122,10 @@ class _SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         refuse_stand_in(path)
+        if path.is_file() and not os.access(
+            path, os.R_OK, effective_ids=True
+        ):  # safetensors says that there is no such file
+            raise ConfigError(f"{path} cannot be read: Permission denied")
         try:
             with safe_open(path, framework="pt") as file:
                 self.shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118

@@ -60,19 +60,22 @@ def find_checkpoint(request: ModelRequest, embedded: Path, staging: Path) -> Che
     folder = embedded if request.model is None else find_folder(request.model, "--model")
     try:
         files = find_checkpoint_files(folder)
-        refuse_stand_in(files.find("config.json") or folder)
         if request.tokenizer is None:
             refuse_tokenizer_stand_ins(files)
     except ConfigError as error:
         raise ServeError(f"--model {error}") from None
-    if files.is_fastertransformer or request.tokenizer is not None or request.context_length is not None:
-        stage_tokenizer(files, request, staging)
-        return Checkpoint(files.directory, staging, request.context_length)
-    if not (folder / "config.json").is_file():
+    if not files.is_fastertransformer and not os.path.lexists(folder / "config.json"):
         raise ServeError(
             f"--model {folder}: no config.json in it, so this is no Hugging Face directory, and no config.ini, "
             "so it is not FasterTransformer's either"
         )
+    try:
+        config = ModelConfig.read(files.directory, request.context_length or 0)
+    except ConfigError as error:
+        raise ServeError(f"--model {files.directory}: {error}") from None
+    if files.is_fastertransformer or request.tokenizer is not None or request.context_length is not None:
+        stage_tokenizer(files, config, request, staging)
+        return Checkpoint(files.directory, staging, request.context_length)
     # A test says that transformers uses the embedded tokenizer.json as it is, so nothing needs to be made.
     return Checkpoint(folder, folder if folder == embedded else make_tokenizer(folder, f"--model {folder}"))
 
@@ -108,13 +111,9 @@ def download(hub_id: str, option: str) -> Path:
     return folder
 
 
-def stage_tokenizer(files: CheckpointFiles, request: ModelRequest, staging: Path) -> None:
+def stage_tokenizer(files: CheckpointFiles, config: ModelConfig, request: ModelRequest, staging: Path) -> None:
     """Write to `staging` the tokenizer.json, and a config.json with the checkpoint's values and the user's."""
     where = f"--model {files.directory}"
-    try:
-        config = ModelConfig.read(files.directory, request.context_length or 0)
-    except ConfigError as error:
-        raise ServeError(f"{where}: {error}") from None
     if request.tokenizer is None:
         found = files.find("tokenizer.json")
         if found is None and any(files.find(name) is None for name in MERGES):

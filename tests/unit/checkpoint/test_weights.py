@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,6 +214,25 @@ def test_a_link_to_nothing_in_place_of_the_weights_is_called_that(copy: Path) ->
     (copy / "model.safetensors").symlink_to("../../blobs/0")
     with pytest.raises(ConfigError, match=r"model\.safetensors is a link to \.\./\.\./blobs/0, which does not exist"):
         load(copy)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_that_this_user_may_not_read_are_called_that(name: str, copy: Path) -> None:
+    if name == "pytorch_model.bin":
+        save_pickled(load_file(copy / "model.safetensors"), copy)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        closed = shutil.copytree(copy, Path(folder, "closed"))
+        closed.chmod(0o755)
+        (closed / name).chmod(0)
+        user = os.geteuid()
+        try:
+            if user == 0:
+                os.seteuid(65534)  # root may read all
+            with pytest.raises(ConfigError, match=rf"{name} cannot be read: Permission denied"):
+                load(closed)
+        finally:
+            os.seteuid(user)
 
 
 @pytest.mark.parametrize("zipped", [False, True])

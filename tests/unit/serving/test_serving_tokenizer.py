@@ -157,3 +157,15 @@ def test_a_broken_file_is_one_line(name: str, folder_with: MakeFolder) -> None:
         ServeError, match=f"--model {folder}: no tokenizer can be made of tokenizer.json, tokenizer_config.json: "
     ):
         find_checkpoint(ModelRequest(str(folder)), EMBEDDED_MODEL, Path("/nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [("{", "is not JSON: "), ("[]", "holds no JSON object"), ("{}", "model_type is None, expected")]
+)
+def test_a_broken_config_is_named_before_anything_is_made_of_it(
+    text: str, reason: str, folder_with: MakeFolder
+) -> None:
+    folder = folder_with({CONFIG: GPT2})
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ServeError, match=f"--model {folder}: {folder}/config.json:? {reason}"):
+        find_checkpoint(ModelRequest(str(folder)), EMBEDDED_MODEL, Path("/nowhere"))
