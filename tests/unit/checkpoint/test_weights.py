@@ -224,6 +224,7 @@ def test_weights_that_this_user_may_not_read_are_called_that(name: str, copy: Pa
         Path(folder).chmod(0o755)
         closed = shutil.copytree(copy, Path(folder, "closed"))
         closed.chmod(0o755)
+        load(closed)  # imports what another user may not read
         (closed / name).chmod(0)
         user = os.geteuid()
         try:
