@@ -122,9 +122,8 @@ class _SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         refuse_stand_in(path)
-        if path.is_file() and not os.access(
-            path, os.R_OK, effective_ids=True
-        ):  # safetensors says that there is no such file
+        # safetensors would say that there is no such file.
+        if path.is_file() and not os.access(path, os.R_OK, effective_ids=True):
             raise ConfigError(f"{path} cannot be read: Permission denied")
         try:
             with safe_open(path, framework="pt") as file:
