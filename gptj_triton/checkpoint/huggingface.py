@@ -122,6 +122,9 @@ class _SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         refuse_stand_in(path)
+        # safetensors would say that there is no such file.
+        if path.is_file() and not os.access(path, os.R_OK, effective_ids=True):
+            raise ConfigError(f"{path} cannot be read: Permission denied")
         try:
             with safe_open(path, framework="pt") as file:
                 self.shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
@@ -172,13 +175,16 @@ class _PickledFile:
                 tensors = tensors[name]
         if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
             raise ConfigError(f"{self.path} holds something else than tensors by name")
-        return tensors
+        return {key: tensor.detach() for key, tensor in tensors.items()}  # parameters ask for gradients
 
 
 def _open_files(directory: Path, family: ModelFamily) -> tuple[Path, dict[str, _WeightsFile]]:
     """The file or index that lists the tensors, and the file of each, from whichever layout the directory has."""
     kinds: tuple[Callable[[Path], _WeightsFile], ...] = (_SafetensorsFile, _PickledFile)
     for name, open_file in zip(HUGGINGFACE_WEIGHTS, kinds, strict=True):
+        if os.path.lexists(directory / name):  # it comes first in transformers, too
+            file = open_file(directory / name)
+            return file.path, dict.fromkeys(file.shapes, file)
         index = directory / f"{name}.index.json"
         if os.path.lexists(index):
             file_of = _read_index(index)
@@ -189,9 +195,6 @@ def _open_files(directory: Path, family: ModelFamily) -> tuple[Path, dict[str, _
                 if not family.legacy_buffers.fullmatch(key):
                     raise ConfigError(f"{index} names no file for the tensor {key}, which is in {unlisted_file.path}")
             return index, {key: opened[file] for key, file in file_of.items()}
-        if os.path.lexists(directory / name):
-            file = open_file(directory / name)
-            return file.path, dict.fromkeys(file.shapes, file)
     raise ConfigError(
         f"{directory} holds neither {' nor '.join(HUGGINGFACE_WEIGHTS)} (nor an .index.json of either), "
         "and no config.ini of FasterTransformer"
@@ -202,6 +205,9 @@ def _read_index(index: Path) -> dict[str, str]:
     weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise ConfigError(f"{index} is no index of weights: weight_map is {weight_map!r}, expected an object")
+    for key, file in weight_map.items():
+        if not isinstance(file, str):
+            raise ConfigError(f"{index} names {file!r} for the tensor {key}, expected a file")
     return weight_map
 
 

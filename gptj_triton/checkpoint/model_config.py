@@ -71,6 +71,9 @@ class ModelConfig:
         else:
             given = context_length or max_seq_len
             config = cls.from_fastertransformer(config_ini, given or GPTJ_CONTEXT_LENGTH, GPTJ_LAYER_NORM_EPS)
+            generation_config = files.find(GENERATION_CONFIG)
+            if generation_config is not None:
+                config = replace(config, end_ids=read_end_ids(generation_config, {}, config.vocab_size))
             if not given and "n_positions" not in read_config_ini(config_ini):
                 log.warning(
                     "%s does not say how many tokens the context holds, and no config.json stands beside it: %d are "
@@ -94,7 +97,8 @@ class ModelConfig:
         if "n_embd" in raw and "head_num" not in raw:
             if "rotary_dim" not in raw:  # so it is of a GPT-2, which NVIDIA's other converter writes with the same keys
                 raise ConfigError(f"{path} has no key 'rotary_dim', so this is no GPT-J")
-            return cls._from_keys(path, {key: python_value(text) for key, text in raw.items()}, GPTJ)
+            lacking = {GPTJ.config_keys["context_length"].name: context_length}
+            return cls._from_keys(path, lacking | {key: python_value(text) for key, text in raw.items()}, GPTJ)
 
         def integer(key: str, minimum: int) -> int:
             if key not in raw:
@@ -116,7 +120,7 @@ class ModelConfig:
             num_heads=num_heads,
             rotary_dim=head_size if whole_head else integer("rotary_embedding", 2),
             layer_norm_eps=layer_norm_eps,
-            start_id=integer("start_id", 0),
+            start_id=0 if raw.get("start_id") == "None" else integer("start_id", 0),
             end_ids=_read_end_ids(path, raw, vocab_size),
         )
         if raw.get("num_tasks", "0") != "0":

@@ -18,7 +18,7 @@ def temporary_directory() -> Path:
 
     Raises OSError where there is none.
     """
-    given = Path(tempfile.gettempdir())
+    given = Path(tempfile.gettempdir()).absolute()
     for path in (given, *OTHER_TEMPORARIES):
         if is_plain(path) and len(str(path)) <= LONGEST_TEMPORARY and may_hold_programs(path):
             return path

@@ -60,19 +60,22 @@ def find_checkpoint(request: ModelRequest, embedded: Path, staging: Path) -> Che
     folder = embedded if request.model is None else find_folder(request.model, "--model")
     try:
         files = find_checkpoint_files(folder)
-        refuse_stand_in(files.find("config.json") or folder)
         if request.tokenizer is None:
             refuse_tokenizer_stand_ins(files)
     except ConfigError as error:
         raise ServeError(f"--model {error}") from None
-    if files.is_fastertransformer or request.tokenizer is not None or request.context_length is not None:
-        stage_tokenizer(files, request, staging)
-        return Checkpoint(files.directory, staging, request.context_length)
-    if not (folder / "config.json").is_file():
+    if not files.is_fastertransformer and not os.path.lexists(folder / "config.json"):
         raise ServeError(
             f"--model {folder}: no config.json in it, so this is no Hugging Face directory, and no config.ini, "
             "so it is not FasterTransformer's either"
         )
+    try:
+        config = ModelConfig.read(files.directory, request.context_length or 0)
+    except ConfigError as error:
+        raise ServeError(f"--model {files.directory}: {error}") from None
+    if files.is_fastertransformer or request.tokenizer is not None or request.context_length is not None:
+        stage_tokenizer(files, config, request, staging)
+        return Checkpoint(files.directory, staging, request.context_length)
     # A test says that transformers uses the embedded tokenizer.json as it is, so nothing needs to be made.
     return Checkpoint(folder, folder if folder == embedded else make_tokenizer(folder, f"--model {folder}"))
 
@@ -108,13 +111,9 @@ def download(hub_id: str, option: str) -> Path:
     return folder
 
 
-def stage_tokenizer(files: CheckpointFiles, request: ModelRequest, staging: Path) -> None:
+def stage_tokenizer(files: CheckpointFiles, config: ModelConfig, request: ModelRequest, staging: Path) -> None:
     """Write to `staging` the tokenizer.json, and a config.json with the checkpoint's values and the user's."""
     where = f"--model {files.directory}"
-    try:
-        config = ModelConfig.read(files.directory, request.context_length or 0)
-    except ConfigError as error:
-        raise ServeError(f"{where}: {error}") from None
     if request.tokenizer is None:
         found = files.find("tokenizer.json")
         if found is None and any(files.find(name) is None for name in MERGES):
@@ -143,7 +142,8 @@ def refuse_tokenizer_stand_ins(files: CheckpointFiles) -> None:
 
 
 def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptj-triton" / "tokenizers"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache.absolute() / "gptj-triton" / "tokenizers"
 
 
 def make_tokenizer(folder: Path, where: str, model: ModelConfig | None = None) -> Path:
@@ -197,7 +197,13 @@ def write_tokenizer(sources: Path, target: Path, where: str) -> None:
     except Exception as error:  # the library raises nothing more exact
         names = ", ".join(sorted(path.name for path in sources.iterdir() if path.name not in CONFIGS))
         raise ServeError(f"{where}: no tokenizer can be made of {names}: {error}") from None
-    tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"))
+    backend = tokenizer.backend_tokenizer
+    made = json.loads(backend.to_str())
+    # The library goes on to drop a special token from texts where another file says that it is none, and writes it as
+    # that file says.
+    for token in made["added_tokens"]:
+        token["special"] = not backend.decode([token["id"]], skip_special_tokens=True)
+    (target / "tokenizer.json").write_text(json.dumps(made), encoding="utf-8")
     rest = {name: getattr(tokenizer, name) for name in SETTINGS if getattr(tokenizer, name)}
     rest["tokenizer_class"] = "PreTrainedTokenizerFast"  # its meaning: tokenizer.json as it is
     (target / "tokenizer_config.json").write_text(json.dumps(rest), encoding="utf-8")

@@ -56,8 +56,7 @@ def stop_early(number: int, frame: FrameType | None) -> NoReturn:
 def serve(options: Options, run: RunDirectory) -> int:
     """Prepares, starts and stops one server, with all that it needs staged in the directory of `run`."""
     os.environ.update(missing_settings(os.environ, run.path / "home"))  # for this process and all that it starts
-    # torch makes this directory as it is imported, elsewhere in the temporary directory by default, and leaves it.
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(run.path / "torchinductor"))
+    os.environ["TMPDIR"] = str(run.path.parent)  # some of these have other working directories
     stage = stage_backends(run.path / "stage", find_triton(), backend_of(options))
     plain = PlainPaths(run.path)
     overrides = choose_overrides(options, run.path, plain)

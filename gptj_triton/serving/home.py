@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +16,7 @@ def missing_settings(environment: Mapping[str, str], spare: Path) -> dict[str, s
     if entry is None and not environment.get("LOGNAME"):
         found["LOGNAME"] = f"user{os.getuid()}"
     home = Path(environment.get("HOME") or (entry.pw_dir if entry else ""))
-    if not home.is_absolute() or not home.is_dir():
+    if not home.is_absolute() or not os.path.isdir(home):  # Path.is_dir raises where another user's home is closed
         found["HOME"] = str(spare)
         home = spare
     cache = Path(environment.get("XDG_CACHE_HOME") or home / ".cache").absolute()
@@ -25,6 +26,8 @@ def missing_settings(environment: Mapping[str, str], spare: Path) -> dict[str, s
             found["HF_HOME"] = str(cache / "huggingface")
     if not environment.get("TRITON_CACHE_DIR") and not may_be_written(home / ".triton" / "cache"):
         found["TRITON_CACHE_DIR"] = str(spare / "triton")
+    if not environment.get("TORCHINDUCTOR_CACHE_DIR"):  # torch makes one for temporary files, and leaves it there
+        found["TORCHINDUCTOR_CACHE_DIR"] = str(spare / "torchinductor")
     return found
 
 
@@ -36,7 +39,11 @@ def passwd_entry() -> pwd.struct_passwd | None:
 
 
 def may_be_written(path: Path) -> bool:
-    """Whether this user may write into the directory, or make it."""
-    while not path.exists() and path != path.parent:
+    """Whether this user may write into the directory, or make it. It is tried: rights alone do not tell."""
+    while not os.path.exists(path) and path != path.parent:
         path = path.parent
-    return path.is_dir() and os.access(path, os.W_OK | os.X_OK)
+    try:
+        with tempfile.TemporaryDirectory(dir=path):
+            return True
+    except OSError:
+        return False

@@ -87,7 +87,8 @@ class Options:
         address = ipaddress.ip_address(found[0][4][0])
         if address.version == 6 and address.is_link_local:
             raise ServeError(f"--host {self.host}: tritonserver cannot listen on a link-local address of IPv6")
-        return str(address)
+        # libevhtp cannot listen on ::ffff:127.0.0.1, which is 127.0.0.1.
+        return str((address.version == 6 and address.ipv4_mapped) or address)
 
     @property
     def listening_arguments(self) -> list[str]:

@@ -3,6 +3,7 @@ Does not know how a server is started, and does not check what a configuration m
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,9 +54,13 @@ def stage_repository(
     """Writes a copy of the model repository `source` into the directory `target`, with `overrides` applied and, for
     NVIDIA's library, without this project's additions; with `streaming_ensemble`, `ensemble` can stream. `source` is
     not changed. Returns the names of the models that load something: all but ensembles."""
+    try:
+        os.listdir(source)  # a glob finds nothing where it may not read
+    except OSError as error:
+        raise ServeError(f"--model-repository {source}: {error.strerror}") from None
     configs = {path.parent: read_config(path) for path in sorted(source.glob("*/config.pbtxt"))}
     if not configs:
-        raise ServeError(f"{source}: no model with a config.pbtxt in it")
+        raise ServeError(f"--model-repository {source}: no model with a config.pbtxt in it")
     for folder, config in configs.items():
         if not is_plain(Path(folder.name)):
             raise ServeError(f"{str(folder)!r}: a model's name may have letters, digits and _ . + , @ % = - only")

@@ -27,11 +27,11 @@ def read_end_ids(path: Path, config: Mapping[str, Any], vocab_size: int) -> tupl
 
 
 def check_end_ids(value: object, vocab_size: int, name: str) -> tuple[int, ...]:
-    """The end ids of a `value` from a file: a number, a list of them or None; ConfigError begins with `name`.
+    """The end ids of a `value` from a file: a number, a sequence of them or None; ConfigError begins with `name`.
 
     Ids outside the vocabulary never come, so they are left out: some models say -1 for none.
     """
-    listed = value if isinstance(value, list) else [] if value is None else [value]
+    listed = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
     if not all(type(token) is int for token in listed):
         raise ConfigError(f"{name} is {value!r}, expected a whole number, a list of them, or null")
     return tuple(dict.fromkeys(token for token in listed if 0 <= token < vocab_size))

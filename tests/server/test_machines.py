@@ -129,6 +129,17 @@ def test_nothing_of_the_working_directory_is_imported(temporary: Path, launch: L
     assert list(long.iterdir()) == []
 
 
+@pytest.mark.parametrize("relative", [".", "below"])
+def test_a_relative_directory_for_temporary_files_serves(temporary: Path, launch: Launch, relative: str) -> None:
+    (temporary / relative).mkdir(exist_ok=True)
+    server = launch(temporary=temporary, directory=temporary, changes={"TMPDIR": relative}).wait_until_ready()
+    assert generate(server)["text_output"]
+    assert server.engines[0].environ()["TMPDIR"] == str(temporary / relative)
+    assert server.stop() == 0
+    for path in temporary.rglob("*"):
+        path.rmdir()  # its own, and empty
+
+
 @pytest.mark.parametrize("tool", TOOLS)
 def test_no_command_imports_from_the_working_directory(trapped: Path, tool: str) -> None:
     done = subprocess.run([sys.executable, PROJECT / "tools" / tool, "--help"], cwd=trapped, capture_output=True)
@@ -234,7 +245,8 @@ def test_a_user_without_a_name_and_a_home_is_served(launch: Launch, tmp_path: Pa
     model = tmp_path / "model"
     shutil.copytree(EMBEDDED, model)
     tokenizer = json.loads((model / "tokenizer.json").read_text())["model"]
-    (model / "tokenizer.json").unlink()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (model / name).unlink()
     (model / "vocab.json").write_text(json.dumps(tokenizer["vocab"]))
     merges = [each if isinstance(each, str) else " ".join(each) for each in tokenizer["merges"]]
     (model / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))

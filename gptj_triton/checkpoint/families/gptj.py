@@ -30,7 +30,7 @@ GPTJ = ModelFamily(
             "rotary_dim", minimum=2, default=lambda config: config["hidden_size"] // config["num_heads"]
         ),
         "layer_norm_eps": ConfigKey("layer_norm_epsilon", minimum=0, kind=float, default=lambda config: 1e-5),
-        "start_id": ConfigKey("bos_token_id", minimum=0),
+        "start_id": ConfigKey("bos_token_id", minimum=0, default=lambda config: 0),  # nothing is computed with it
     },
     fixed_keys={"activation_function": "gelu_new"},
     outer_names={

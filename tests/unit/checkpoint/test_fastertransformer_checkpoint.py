@@ -276,6 +276,25 @@ def test_every_end_id_of_a_list_that_nvidias_converter_copied_ends_a_text(two_ra
     assert ModelConfig.read(two_ranks).end_ids == (256, 10)
 
 
+def test_end_ids_of_generation_config_count_beside_a_config_ini_alone(two_ranks: Path) -> None:
+    (two_ranks / "config.json").unlink()
+    (two_ranks / "generation_config.json").write_text('{"eos_token_id": [9, 10]}')
+    assert ModelConfig.read(two_ranks).end_ids == (9, 10)
+
+
+def test_end_ids_of_config_ini_may_be_written_with_commas(two_ranks: Path) -> None:
+    (two_ranks / "config.json").unlink()
+    replace(two_ranks / "config.ini", "end_id = 256", "end_id = 256, 10")
+    assert ModelConfig.read(two_ranks).end_ids == (256, 10)
+
+
+def test_a_config_ini_may_name_no_start_token(two_ranks: Path) -> None:
+    """NVIDIA's converter writes so where Hugging Face's bos_token_id is null."""
+    (two_ranks / "config.json").unlink()
+    replace(two_ranks / "config.ini", "start_id = 256", "start_id = None")
+    assert ModelConfig.read(two_ranks).start_id == 0
+
+
 @pytest.fixture
 def fauxpilots(two_ranks: Path) -> Path:
     """The same files with the config.ini that FauxPilot's converter writes: the section [gpt] has its options and all
@@ -306,6 +325,14 @@ def test_fauxpilots_config_ini_says_all_that_hugging_faces_config_json_says(
     assert not caplog.messages
     with pytest.raises(ConfigError, match=r"context_length is 64, but .*config\.ini says 1024"):
         ModelConfig.read(fauxpilots, 64)
+
+
+def test_fauxpilots_config_ini_may_lack_the_context_length(fauxpilots: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (fauxpilots / "config.json").unlink()
+    replace(fauxpilots / "config.ini", "n_positions = 1024\n", "")
+    assert ModelConfig.read(fauxpilots).context_length == 2048
+    assert "2048 are taken" in caplog.text
+    assert ModelConfig.read(fauxpilots, 64).context_length == 64
 
 
 @pytest.mark.parametrize(

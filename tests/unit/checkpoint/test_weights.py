@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -214,6 +216,26 @@ def test_a_link_to_nothing_in_place_of_the_weights_is_called_that(copy: Path) ->
         load(copy)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_that_this_user_may_not_read_are_called_that(name: str, copy: Path) -> None:
+    if name == "pytorch_model.bin":
+        save_pickled(load_file(copy / "model.safetensors"), copy)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        closed = shutil.copytree(copy, Path(folder, "closed"))
+        closed.chmod(0o755)
+        load(closed)  # imports what another user may not read
+        (closed / name).chmod(0)
+        user = os.geteuid()
+        try:
+            if user == 0:
+                os.seteuid(65534)  # root may read all
+            with pytest.raises(ConfigError, match=rf"{name} cannot be read: Permission denied"):
+                load(closed)
+        finally:
+            os.seteuid(user)
+
+
 @pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("size", [0, 4, 1000, -1])
 def test_a_truncated_pytorch_file_is_refused_by_its_name(size: int, zipped: bool, copy: Path) -> None:
@@ -239,6 +261,32 @@ def test_a_configuration_of_another_size_is_refused_with_both_sizes(copy: Path) 
     config = json.loads((copy / "config.json").read_text()) | {"vocab_size": 300}
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=r"wte\.weight has shape \[257, 96\], expected \[300, 96\] by config\.json"):
+        load(copy)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_parameters_in_place_of_tensors_load_to_the_same(zipped: bool, one_file: Path, copy: Path) -> None:
+    """As `dict(model.named_parameters())` has them."""
+    tensors = load_file(copy / "model.safetensors")
+    save_pickled({name: torch.nn.Parameter(tensor) for name, tensor in tensors.items()}, copy, zipped)
+    for got, expected in zip(all_tensors(load(copy)), all_tensors(load(one_file)), strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_one_file_comes_before_an_index_beside_it(name: str, one_file: Path, copy: Path) -> None:
+    if name == "pytorch_model.bin":
+        save_pickled(load_file(copy / "model.safetensors"), copy)
+    index = {"weight_map": {MLP: f"gone-{name}"}}
+    (copy / f"{name}.index.json").write_text(json.dumps(index))
+    for got, expected in zip(all_tensors(load(copy)), all_tensors(load(one_file)), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_an_index_that_names_no_file_for_a_tensor_is_refused(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {MLP: None}}))
+    with pytest.raises(ConfigError, match=rf"index\.json names None for the tensor {MLP}, expected a file"):
         load(copy)
 
 

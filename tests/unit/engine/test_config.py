@@ -198,11 +198,16 @@ def test_a_configuration_that_is_written_says_what_was_read(model_type: str, tmp
     assert config.model_type == AutoConfig.from_pretrained(tmp_path).model_type == model_type
 
 
-@pytest.mark.parametrize("key", ["vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "bos_token_id"])
+@pytest.mark.parametrize("key", ["vocab_size", "n_positions", "n_embd", "n_layer", "n_head"])
 def test_a_missing_key_is_refused_by_its_name(key: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({name: value for name, value in RAW.items() if name != key}))
     with pytest.raises(ConfigError, match=f"config.json has no key '{key}'"):
         ModelConfig.from_huggingface(tmp_path)
+
+
+def test_a_model_needs_no_start_token(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(RAW | {"bos_token_id": None}))
+    assert ModelConfig.from_huggingface(tmp_path).start_id == 0
 
 
 def test_a_missing_or_broken_configuration_is_refused_by_its_path(tmp_path: Path) -> None:

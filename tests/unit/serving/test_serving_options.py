@@ -65,6 +65,7 @@ def test_the_url_names_the_host_as_given_and_the_address_is_one_to_bind_to() -> 
     assert options.url == "http://localhost:9000"
     assert options.address == "127.0.0.1"
     assert read_options(["--host", "0.0.0.0"]).local_url == "http://127.0.0.1:8000"
+    assert read_options(["--host", "::ffff:127.0.0.1"]).address == "127.0.0.1"
 
 
 @pytest.mark.parametrize("host", ["::1", "[::1]"])

@@ -190,3 +190,10 @@ def test_a_broken_config_is_named_with_its_place(tmp_path: Path) -> None:
 def test_a_repository_without_models_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ServeError, match=r"no model with a config\.pbtxt"):
         stage_repository(tmp_path, tmp_path / "staged", OVERRIDES, nvidia_backend=False)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("gone", "No such file or directory"), ("file", "Not a directory")])
+def test_a_repository_that_is_no_directory_is_called_that(name: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ServeError, match=f"--model-repository {tmp_path / name}: {reason}"):
+        stage_repository(tmp_path / name, tmp_path / "staged", OVERRIDES, nvidia_backend=False)

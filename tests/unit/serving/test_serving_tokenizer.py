@@ -43,7 +43,7 @@ TEXTS = [
 GENERIC = json.loads((EMBEDDED_MODEL / "tokenizer_config.json").read_text(encoding="utf-8"))
 GPT2 = GENERIC | {"tokenizer_class": "GPT2Tokenizer"}
 PLAIN = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
-ADDED = {
+ADDED: dict[str, dict[str, Any]] = {
     "4095": PLAIN | {"content": "<|endoftext|>"},
     "4096": PLAIN | {"content": "<x>", "lstrip": True, "rstrip": True},
     "4097": PLAIN | {"content": "éé", "special": False},
@@ -65,6 +65,17 @@ CASES: dict[str, dict[str, Any]] = {
     "truncation": {CONFIG: GPT2, TOKENIZER: {"truncation": TRUNCATION}},
     "added tokens": {CONFIG: GENERIC | {"added_tokens_decoder": ADDED}},
     "added tokens, GPT2Tokenizer": {CONFIG: GPT2 | {"added_tokens_decoder": ADDED}},
+    "a special token that another file says is none": {
+        CONFIG: {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "added_tokens_decoder": {"4095": ADDED["4095"] | {"special": False}},
+        }
+    },
+    "a special token of another id": {
+        CONFIG: GPT2,
+        TOKENIZER: {"added_tokens": [{"id": 4096, **ADDED["4096"]}]},
+        "added_tokens.json": {"<x>": 4100},
+    },
     "added_tokens.json": {CONFIG: GPT2, "added_tokens.json": {"<x>": 4096, "king": 4097}},
     "special_tokens_map.json": {CONFIG: GPT2, "special_tokens_map.json": MAP},
     "special_tokens_map.json alone": {"special_tokens_map.json": MAP},
@@ -120,6 +131,16 @@ def test_encode_and_decode_are_those_of_transformers(case: str, folder_with: Mak
     assert ignored_settings(served) == []
 
 
+def test_a_relative_cache_is_no_matter_of_where_the_stubs_run(
+    folder_with: MakeFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = folder_with(CASES["prefix space"])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    served = find_checkpoint(ModelRequest(str(folder)), EMBEDDED_MODEL, Path("/nowhere")).tokenizer
+    assert served.is_relative_to(tmp_path / "cache")
+
+
 def test_another_tokenizer_is_merged_with_its_neighbours_too(folder_with: MakeFolder, tmp_path: Path) -> None:
     folder = folder_with(CASES["prefix space"])
     (folder / "config.json").unlink()  # the model's own says the family then
@@ -151,4 +172,16 @@ def test_a_broken_file_is_one_line(name: str, folder_with: MakeFolder) -> None:
     with pytest.raises(
         ServeError, match=f"--model {folder}: no tokenizer can be made of tokenizer.json, tokenizer_config.json: "
     ):
+        find_checkpoint(ModelRequest(str(folder)), EMBEDDED_MODEL, Path("/nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [("{", "is not JSON: "), ("[]", "holds no JSON object"), ("{}", "model_type is None, expected")]
+)
+def test_a_broken_config_is_named_before_anything_is_made_of_it(
+    text: str, reason: str, folder_with: MakeFolder
+) -> None:
+    folder = folder_with({CONFIG: GPT2})
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ServeError, match=f"--model {folder}: {folder}/config.json:? {reason}"):
         find_checkpoint(ModelRequest(str(folder)), EMBEDDED_MODEL, Path("/nowhere"))
