@@ -188,6 +188,8 @@ def read_options(arguments: Sequence[str]) -> Options:
                 command_line.error(f"--print-command serves the repository as committed: leave out {flag(name)}")
     if options.streaming_ensemble and options.backend_directory is not None:
         command_line.error("--streaming-ensemble: NVIDIA's library (--backend-directory) is served without streams")
+    if options.data_type == FP8 and options.backend_directory is not None:
+        command_line.error("--data-type fp8: NVIDIA's library (--backend-directory) computes in fp32, fp16 or bf16")
     if len({getattr(options, name) for name in PORTS}) < len(PORTS):
         values = ", ".join(f"{flag(name)} {getattr(options, name)}" for name in PORTS)
         command_line.error(f"the ports must differ: {values}")

@@ -25,6 +25,7 @@ from gptj_triton.serving.options import Options, check_ports_are_free, read_opti
         (["--print-command", "--context-length", "8"], ["--print-command", "--context-length"]),
         (["--print-command", "--streaming-ensemble"], ["--print-command", "--streaming-ensemble"]),
         (["--streaming-ensemble", "--backend-directory", "x"], ["--streaming-ensemble", "--backend-directory"]),
+        (["--data-type", "fp8", "--backend-directory", "x"], ["--data-type fp8", "--backend-directory"]),
         (["--no-such"], ["--no-such"]),
         (["--mod", "x"], ["--mod"]),
         (["--", "--http-port=9000"], ["--http-port", "behind --"]),
