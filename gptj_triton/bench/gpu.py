@@ -66,8 +66,9 @@ class Benchmark:
         model, size = engine.model_config, MATRIX_BYTES[data_type]
         tensors = model_tensors(model).values()
         weights = {tensor.name: torch.Size(tensor.shape).numel() for tensor in tensors if tensor.name != "wte"}
-        quantized = sum(number for name, number in weights.items() if name.startswith("layers"))
-        self._weight_bytes = 2 * sum(weights.values()) - (2 - size) * quantized
+        self._weight_bytes = sum(
+            number * (size if name.startswith("layers.") else 2) for name, number in weights.items()
+        )
         self._head_flops = 2 * weights["lm_head.weight"]  # for each token whose logits are wanted
         self._layer_flops = 2 * sum(weights.values()) - self._head_flops  # for each token
         self._attention_flops = 4 * model.num_layers * model.hidden_size  # for each token and position it sees

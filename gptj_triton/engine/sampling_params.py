@@ -9,6 +9,8 @@ import math
 
 import msgspec
 
+from gptj_triton.text.end_ids import fill_id
+
 MAX_TOP_K = 1024
 
 
@@ -66,7 +68,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     @property
     def fill_id(self) -> int:
         """The token that stands behind a sequence where a tensor has room for more."""
-        return self.end_ids[0] if self.end_ids else 0
+        return fill_id(self.end_ids)
 
     @property
     def beam_choices(self) -> int:

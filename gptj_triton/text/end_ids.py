@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,13 @@ def read_end_ids(path: Path, config: Mapping[str, Any], vocab_size: int) -> tupl
         path = generation_config
         config = read_object(path)
     return check_end_ids(config.get(KEY), vocab_size, f"{path}: {KEY}")
+
+
+def fill_id(end_ids: Sequence[int]) -> int:
+    """What FasterTransformer's one `end_id` says of them: the first, 0 where there is none. It also stands behind a
+    sequence where a tensor has room for more.
+    """
+    return end_ids[0] if end_ids else 0
 
 
 def check_end_ids(value: object, vocab_size: int, name: str) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gptj_triton.fields import BY_TENSOR
 from gptj_triton.process.messages import Finished, Result
 from gptj_triton.triton.tensors import Row, Tensors
-from gptj_triton.triton.token_tensors import end_id_lists
+from gptj_triton.triton.token_tensors import end_id_lists, needs_end_ids
 
 # What postprocessing needs of a streamed request, which can reach it through the streaming model alone.
 PASSED_THROUGH = [name for name, field in BY_TENSOR.items() if field.postprocessing]
@@ -62,7 +62,7 @@ def passed_through(tensors: Tensors, rows: list[Row]) -> dict[str, NDArray[Any]]
     those of PASSED_THROUGH that the request has, as they came; `end_ids` int32 [B, any] where `end_id` does not say it.
     """
     end_ids = [row.sequences[0].end_ids for row in rows]
-    several = {"end_ids": end_id_lists(end_ids)} if any(len(ids) != 1 for ids in end_ids) else {}
+    several = {"end_ids": end_id_lists(end_ids)} if needs_end_ids(end_ids) else {}
     return {
         "input_lengths": np.array([[len(row.prompt)] for row in rows], np.uint32),
         "end_id": np.array([[row.sequences[0].fill_id] for row in rows], np.uint32),

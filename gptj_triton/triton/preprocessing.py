@@ -16,6 +16,7 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import DTypeLike
 
 from gptj_triton.text import tokenizer
+from gptj_triton.text.end_ids import fill_id
 from gptj_triton.text.tokenizer_files import ignored_settings
 from gptj_triton.triton import request_fields, token_tensors
 from gptj_triton.triton.kept_tensors import KeptTensors
@@ -74,7 +75,7 @@ class TritonPythonModel:
             except request_fields.FieldError as error:
                 raise request_fields.FieldError(f"{request_fields.row_prefix(index, len(rows))}{error}") from None
         end_ids = [self.prompts.end_ids if row.end_id is None else (row.end_id,) for row in rows]
-        first_end_ids = [ids[0] if ids else 0 for ids in end_ids]
+        fill_ids = [fill_id(ids) for ids in end_ids]
         top_k, top_p = zip(*(row.sampling for row in rows), strict=True)
         words = {"bad_words_list": [self.prompts.word_sequences(row.bad_words) for row in rows]}
         if "stop_words_list" in wanted:  # for NVIDIA's library, which also knows one end id alone
@@ -83,11 +84,11 @@ class TritonPythonModel:
                 for row, ids in zip(rows, end_ids, strict=True)
             ]
         return [
-            pb_utils.Tensor("input_ids", token_tensors.pad_right(prompts, first_end_ids)),
+            pb_utils.Tensor("input_ids", token_tensors.pad_right(prompts, fill_ids)),
             pb_utils.Tensor("random_seed", token_tensors.seeds([row.seed for row in rows])),
             self.column("input_lengths", map(len, prompts), np.uint32),
             self.column("request_output_len", lengths, np.uint32),
-            self.column("end_id", first_end_ids, np.uint32),
+            self.column("end_id", fill_ids, np.uint32),
             *self.end_id_lists(end_ids),
             self.column("runtime_top_k", top_k, np.uint32),
             self.column("runtime_top_p", top_p, np.float32),
@@ -102,8 +103,8 @@ class TritonPythonModel:
         return self.kept.get(name, values, lambda: token_tensors.column(values, dtype))
 
     def end_id_lists(self, rows: list[tuple[int, ...]]) -> list[Any]:
-        """The tensor end_ids, where a row has several or none."""
-        if all(len(ids) == 1 for ids in rows):
+        """The tensor end_ids, where it is needed."""
+        if not token_tensors.needs_end_ids(rows):
             return []
         return [self.kept.get("end_ids", tuple(rows), lambda: token_tensors.end_id_lists(rows))]
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from gptj_triton.fields import BY_TENSOR, plain
 from gptj_triton.process.messages import Welcome
 
 Tensors = Mapping[str, NDArray[Any]]
+Read = TypeVar("Read")
 Words = tuple[tuple[int, ...], ...]
 
 # Tensors of one value a row that are parameters of the engine, by the same name.
@@ -65,21 +66,27 @@ def read_rows(tensors: Tensors, model: Welcome) -> list[Row]:
     Raises InvalidRequestError naming the tensor, the value, what is allowed and, in a request of several rows, the row.
     """
     require(tensors, REQUIRED)
-    rows = []
     for name, tensor in tensors.items():
         if len(tensor) != len(tensors["input_ids"]):  # Triton sees to that unless max_batch_size is 0
             raise InvalidRequestError(name, f"of {len(tensor)} rows", f"{len(tensors['input_ids'])}, as input_ids has")
-    for index in range(len(tensors["input_ids"])):
-        try:
-            rows.append(_read_row(tensors, index, model))
-        except InvalidRequestError as error:
-            raise error if len(tensors["input_ids"]) == 1 else error.in_row(index) from None
+    rows = read_each_row(len(tensors["input_ids"]), lambda index: _read_row(tensors, index, model))
     for index, row in enumerate(rows):
         for field in ("beam_width", "num_return_sequences"):
             value, first = getattr(row, field), getattr(rows[0], field)
             if value != first:
                 raise InvalidRequestError(field, value, f"{first}, as in row 0").in_row(index)
     return rows
+
+
+def read_each_row(count: int, read: Callable[[int], Read]) -> list[Read]:
+    """What `read` makes of each row; its InvalidRequestError names the row where there are several."""
+    found = []
+    for index in range(count):
+        try:
+            found.append(read(index))
+        except InvalidRequestError as error:
+            raise error if count == 1 else error.in_row(index) from None
+    return found
 
 
 def require(tensors: Tensors, names: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -25,6 +25,11 @@ def seeds(given: Sequence[int | None]) -> NDArray[np.uint64]:
     """Seeds, [B, 1] UINT64; a row without one draws its own, so that no two rows sample alike."""
     drawn = [int.from_bytes(os.urandom(8), "little") if seed is None else seed for seed in given]
     return np.array(drawn, dtype=np.uint64)[:, np.newaxis]
+
+
+def needs_end_ids(rows: Iterable[Sequence[int]]) -> bool:
+    """Whether the tensor end_id does not say the end ids of all rows: one has several, or none."""
+    return any(len(ids) != 1 for ids in rows)
 
 
 def end_id_lists(rows: Sequence[Sequence[int]]) -> NDArray[np.int32]:

@@ -5,12 +5,13 @@ B rows a request, n sequences a row. Anybody may ask the step directly, so tenso
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
 from gptj_triton.errors import InvalidRequestError
-from gptj_triton.triton.tensors import Tensors, require
+from gptj_triton.triton.tensors import Tensors, read_each_row, require
 
 REQUIRED = ("output_ids", "sequence_length", "input_lengths", "end_id")
 # Tensors of one value a sequence, [B, n]; all but the first are optional.
@@ -44,13 +45,11 @@ def read_sequences(tensors: Tensors, vocab_size: int | None) -> list[WrittenToke
         if name in tensors and tensors[name].shape[1] != sequences:
             allowed = f"{sequences}, one for each sequence of output_ids"
             raise InvalidRequestError(name, f"{tensors[name].shape[1]} values a row", allowed)
-    found: list[WrittenTokens] = []
-    for index in range(rows):
-        try:
-            found += _read_row({name: tensor[index] for name, tensor in tensors.items()}, vocab_size)
-        except InvalidRequestError as error:
-            raise error if rows == 1 else error.in_row(index) from None
-    return found
+
+    def read(index: int) -> list[WrittenTokens]:
+        return _read_row({name: tensor[index] for name, tensor in tensors.items()}, vocab_size)
+
+    return list(itertools.chain(*read_each_row(rows, read)))
 
 
 def _read_row(tensors: Tensors, vocab_size: int | None) -> list[WrittenTokens]:

@@ -8,8 +8,8 @@ from references import add_norm_reference, linear_reference
 from torch.nn import functional
 
 from gptj_triton.engine.gpu.matrix import Tiling, linear
-from gptj_triton.engine.gpu.products import Rows, block_update, product, product_into
-from gptj_triton.engine.gpu.quantize import dequantize, quantize_rows
+from gptj_triton.engine.gpu.products import Rows, block_update, float8_rows, product, product_into
+from gptj_triton.engine.gpu.quantize import dequantize
 from gptj_triton.engine.gpu.residual import add_norm
 from gptj_triton.engine.gpu.weights import FLOAT8, Matrix, quantize
 
@@ -34,13 +34,6 @@ def exact(rows: Rows) -> torch.Tensor:
 def weights(matrix: Matrix) -> torch.Tensor:
     """What the matrix stands for, float32 [N, K]."""
     return matrix.values.T.float() if matrix.scales is None else matrix.values.T.float() * matrix.scales[:, None]
-
-
-def float8_rows(x: torch.Tensor, gelu: bool = False) -> Rows:
-    rows = Rows(torch.empty(x.shape, dtype=FLOAT8, device=x.device), torch.empty(len(x), device=x.device))
-    assert rows.scales is not None
-    quantize_rows(x, rows.values, rows.scales, gelu)
-    return rows
 
 
 @pytest.mark.parametrize("dtype", [FLOAT8, torch.int8])

@@ -259,7 +259,7 @@ def main() -> int:
     when_ended(arguments.leader_pid, lambda: os._exit(0))
 
     config = EngineConfig.from_json(arguments.config)
-    model = ModelConfig.read(config.checkpoint, config.context_length, config.max_seq_len)
+    model = ModelConfig.read(config.checkpoint, config.context_length)
     device = choose_device(config.device, arguments.rank, config.tensor_para_size)
     group = RankGroup(Address(arguments.port), arguments.rank, config.tensor_para_size, device)
     try:

@@ -41,6 +41,13 @@ class Rows:
         return Rows(self.values.view(torch.uint8)[indices].view(FLOAT8), self.scales[indices])
 
 
+def float8_rows(x: Tensor, gelu: bool = False) -> Rows:
+    """`x` [B, K], or its GELU, in float8."""
+    values, scales = torch.empty_like(x, dtype=FLOAT8), torch.empty(len(x), device=x.device)
+    quantize_rows(x, values, scales, gelu)
+    return Rows(values, scales)
+
+
 def product_into(out: Tensor, x: Rows, weight: Matrix, bias: Tensor | None) -> None:
     """`x @ weight + bias` to `out` [parts, B, N], where all memory has its place already."""
     rows = len(x.values)
@@ -98,16 +105,10 @@ def block_update(normed: Rows, in_weight: Matrix, in_bias: Tensor, attention: Te
         inner = torch._addmm_activation(in_bias, normed.values, _widened(in_weight, in_bias.dtype), use_gelu=True)
         matrix = _widened(out_weight, in_bias.dtype)
         return torch.addmm(attention @ matrix[:split], inner, matrix[split:])[None]
-    update = torch.empty(2, *attention.shape[:1], out_weight.shape[1], dtype=attention.dtype, device=attention.device)
     inner = product(normed, in_weight, in_bias)
-    for x, gelu, weight, out in (
-        (attention, False, out_weight.rows(0, split), update[0]),
-        (inner, True, out_weight.rows(split), update[1]),
-    ):
-        rows = Rows.empty(x.shape, weight, x.dtype)
-        assert rows.scales is not None
-        quantize_rows(x, rows.values, rows.scales, gelu)
-        float8_product(rows, weight, None, out)
+    update = torch.empty(2, len(inner), out_weight.shape[1], dtype=inner.dtype, device=inner.device)
+    float8_product(float8_rows(attention), out_weight.rows(0, split), None, update[0])
+    float8_product(float8_rows(inner, gelu=True), out_weight.rows(split), None, update[1])
     return update
 
 

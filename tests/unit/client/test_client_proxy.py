@@ -70,18 +70,18 @@ def failure(url: str, protocol: str, timeout: float = 10.0) -> ClientError:
     return caught.value
 
 
-@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"])
-def test_a_proxy_that_is_nowhere_is_named_with_its_variable(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("protocol", "variable"),
+    [
+        *(("generate", variable) for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")),
+        *(("grpc", variable) for variable in ("grpc_proxy", "https_proxy", "http_proxy")),
+    ],
+)
+def test_a_proxy_that_is_nowhere_is_named_with_its_variable(
+    protocol: str, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(variable, NOWHERE)
-    error = failure(FAR, "generate")
-    assert isinstance(error, ConnectionFailedError)
-    assert str(error) == f"cannot reach {FAR} through the proxy {NOWHERE} ({variable}): Connection refused"
-
-
-@pytest.mark.parametrize("variable", ["grpc_proxy", "https_proxy", "http_proxy"])
-def test_so_is_one_of_grpc(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(variable, NOWHERE)
-    error = failure(FAR, "grpc")
+    error = failure(FAR, protocol)
     assert isinstance(error, ConnectionFailedError)
     assert str(error) == f"cannot reach {FAR} through the proxy {NOWHERE} ({variable}): Connection refused"
 

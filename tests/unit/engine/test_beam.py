@@ -99,6 +99,18 @@ def test_a_search_wide_enough_finds_the_best_of_all_continuations(
             assert beam.finish_reason == ("stop" if tokens[-1] == END else "length")
 
 
+def beams_of_transformers(
+    reference: Any, prompt: list[int], new_tokens: int, width: int, pad_id: int, **more: Any
+) -> list[list[int]]:
+    """The new tokens of each beam, best first, filled up with `pad_id` to one length."""
+    settings = {"length_penalty": 0.0, "early_stopping": "never", "do_sample": False, "pad_token_id": pad_id} | more
+    found = reference.generate(
+        torch.tensor([prompt]), max_new_tokens=new_tokens, num_beams=width, num_return_sequences=width, **settings
+    )
+    beams: list[list[int]] = found[:, len(prompt) :].tolist()
+    return beams
+
+
 @pytest.mark.parametrize("width", [2, 3, 4])
 @pytest.mark.parametrize("len_penalty", [0.0, 1.0, 2.0])
 def test_beams_are_those_of_transformers(
@@ -106,54 +118,25 @@ def test_beams_are_those_of_transformers(
 ) -> None:
     # Small vocabularies end often, so finished hypotheses and those that go on compete all the time.
     for prompt in ([1], [0, 4, 2], [3, 3, 3, 1, 0], [2, 0, 0, 1, 4, 4, 1, 2, 3, 0, 1, 1, 2, 3, 4, 0, 1]):
-        expected = tiny_reference.generate(
-            torch.tensor([prompt]),
-            max_new_tokens=12,
-            num_beams=width,
-            num_return_sequences=width,
-            length_penalty=len_penalty,
-            early_stopping="never",
-            do_sample=False,
-            pad_token_id=END,
-        )
-        texts = [row[len(prompt) :].tolist() for row in expected]
+        texts = beams_of_transformers(tiny_reference, prompt, 12, width, END, length_penalty=len_penalty)
         found = search(tiny_engine, prompt, request_output_len=12, beam_width=width, len_penalty=len_penalty)
         assert [beam.output + [END] * (len(texts[0]) - len(beam.output)) for beam in found] == texts
 
 
 def test_beams_of_the_embedded_model_are_those_of_transformers(engine: Engine, reference: Any) -> None:
     prompt = random.Random(3).choices(range(4000), k=21)
-    expected = reference.generate(
-        torch.tensor([prompt]),
-        max_new_tokens=30,
-        num_beams=4,
-        num_return_sequences=4,
-        length_penalty=0.0,
-        early_stopping="never",
-        do_sample=False,
-        pad_token_id=4095,
-    )
+    expected = beams_of_transformers(reference, prompt, 30, 4, 4095)
     found = search(engine, prompt, end_ids=(4095,), request_output_len=30, beam_width=4)
-    assert [beam.output for beam in found] == [row[21:].tolist() for row in expected]
+    assert [beam.output for beam in found] == expected
 
 
 def test_beams_that_several_end_ids_end_leave_as_many_that_go_on(engine: Engine, reference: Any) -> None:
     prompt = [2167, 716, 258, 515]
     free = search(engine, prompt, end_ids=(4095,), request_output_len=12, beam_width=4)
     end_ids = [4095, *dict.fromkeys(beam.output[place] for place in (2, 3, 5) for beam in free)]
-    expected = reference.generate(
-        torch.tensor([prompt]),
-        max_new_tokens=12,
-        num_beams=4,
-        num_return_sequences=4,
-        length_penalty=0.0,
-        early_stopping="never",
-        do_sample=False,
-        eos_token_id=end_ids,
-        pad_token_id=4095,
-    )
+    expected = beams_of_transformers(reference, prompt, 12, 4, 4095, eos_token_id=end_ids)
     found = search(engine, prompt, end_ids=tuple(end_ids), request_output_len=12, beam_width=4)
-    for beam, row in zip(found, expected[:, len(prompt) :].tolist(), strict=True):
+    for beam, row in zip(found, expected, strict=True):
         assert beam.output == row[: len(beam.output)]
         assert set(row[len(beam.output) :]) <= {4095}
 
