@@ -22,8 +22,9 @@ import torch
 
 from gptj_triton.bench.random_checkpoint import GPTJ_6B, write_random_checkpoint
 from gptj_triton.bench.results import Result, make_result, write_json
+from gptj_triton.checkpoint.data_types import FP8
 from gptj_triton.checkpoint.tensor_table import model_tensors
-from gptj_triton.engine.config import EngineConfig
+from gptj_triton.engine.config import KV_CACHE_DATA_TYPES, EngineConfig
 from gptj_triton.engine.engine import Engine
 from gptj_triton.engine.load import load_engine
 from gptj_triton.engine.sampling_params import SamplingParams
@@ -58,8 +59,8 @@ class Measurement:
 class Benchmark:
     """One engine, and what reading its weights and cache costs on its GPU."""
 
-    def __init__(self, engine: Engine, data_type: str, bandwidth: float) -> None:
-        """`bandwidth` in bytes a second."""
+    def __init__(self, engine: Engine, data_type: str, cache_bytes: int, bandwidth: float) -> None:
+        """`cache_bytes` are those of a number in the KV cache; `bandwidth` in bytes a second."""
         self._engine = engine
         self._bandwidth = bandwidth
         self._random = random.Random(0)
@@ -72,7 +73,7 @@ class Benchmark:
         self._head_flops = 2 * weights["lm_head.weight"]  # for each token whose logits are wanted
         self._layer_flops = 2 * sum(weights.values()) - self._head_flops  # for each token
         self._attention_flops = 4 * model.num_layers * model.hidden_size  # for each token and position it sees
-        self._token_bytes = 2 * model.num_layers * model.hidden_size * 2  # K and V, of two bytes a number
+        self._token_bytes = 2 * model.num_layers * model.hidden_size * cache_bytes  # K and V
 
     def decode_step(self, batch: int, context: int, steps: int = 32) -> Measurement:
         """Time of a step of `batch` sequences, each with a context of `context` tokens or little more."""
@@ -157,6 +158,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint (default: random weights)")
     parser.add_argument("--data-type", choices=MATRIX_BYTES, default="fp16", help="int8: the weights alone")
+    parser.add_argument("--kv-cache-data-type", choices=KV_CACHE_DATA_TYPES, default="auto", help="default: auto")
     parser.add_argument("--quick", action="store_true", help="one figure of each kind")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the result besides")
     return parser.parse_args(arguments)
@@ -171,13 +173,17 @@ def run(options: argparse.Namespace, checkpoint: Path) -> Iterator[Result]:
     started = time.perf_counter()
     is_int8 = options.data_type == "int8"
     data_type = "fp16" if is_int8 else options.data_type
-    engine = load_engine(EngineConfig(str(checkpoint), device="cuda", data_type=data_type, int8_mode=int(is_int8)))
+    settings = {"data_type": data_type, "kv_cache_data_type": options.kv_cache_data_type, "int8_mode": int(is_int8)}
+    engine = load_engine(EngineConfig(str(checkpoint), device="cuda", **settings))
     ready = time.perf_counter() - started
     device = torch.cuda.get_device_name()
-    print(f"{device}, copy bandwidth {bandwidth / 1e12:.2f} TB/s, {options.data_type}; {engine.summary()}")
+    types = f"{options.data_type}, KV cache {options.kv_cache_data_type}"
+    print(f"{device}, copy bandwidth {bandwidth / 1e12:.2f} TB/s, {types}; {engine.summary()}")
     facts = {"torch": torch.__version__, "copy_bandwidth": bandwidth, "data_type": options.data_type}
+    facts["kv_cache_data_type"] = options.kv_cache_data_type
     measurements: list[Measurement] = []
-    figures = measure(Benchmark(engine, options.data_type, bandwidth), options.quick)
+    cache_bytes = 1 if options.kv_cache_data_type == FP8 else 2
+    figures = measure(Benchmark(engine, options.data_type, cache_bytes, bandwidth), options.quick)
     for each in itertools.chain(
         [Measurement("engine ready, with the files in the system's cache", ready, "s")], figures
     ):

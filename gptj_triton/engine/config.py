@@ -16,6 +16,7 @@ from gptj_triton.checkpoint.data_types import COMPUTE_TYPES, FP8, FP16, FP32
 from gptj_triton.errors import ConfigError
 
 DATA_TYPES = ("auto", *COMPUTE_TYPES, FP8)
+KV_CACHE_DATA_TYPES = ("auto", FP8)
 DEVICES = ("auto", "cpu", "cuda")
 # Other names that people write for a data type.
 DATA_TYPE_ALIASES = {each.torch_name: name for name, each in COMPUTE_TYPES.items()} | {"half": "fp16", "float": "fp32"}
@@ -45,9 +46,11 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `max_seq_len` is of FasterTransformer's backend before version 1.2: the context in tokens where neither the
     checkpoint nor `context_length` says it.
 
-    `kv_cache_gib` bounds the KV cache; 0 means 1 GiB on a CPU and all that is left on a GPU. `step_tokens` is the most
-    tokens of prompts that one step computes, so that a long prompt does not stall running requests (0 means 256 on a
-    CPU and 2048 on a GPU); `max_sequences` is the most sequences that run at once (0 means 128 and 512).
+    `kv_cache_data_type` is that of K and V: "auto" is the type of the computation, "fp8" is float8 with a scale for
+    each token and head. `kv_cache_gib` bounds the KV cache; 0 means 1 GiB on a CPU and all that is left on a GPU.
+    `step_tokens` is the most tokens of prompts that one step computes, so that a long prompt does not stall running
+    requests (0 means 256 on a CPU and 2048 on a GPU); `max_sequences` is the most sequences that run at once (0 means
+    128 and 512).
     `context_length` in tokens and `tokenizer_dir` are for a checkpoint that does not say the one and lacks the other; 0
     and the empty string mean the checkpoint's own.
     """
@@ -60,6 +63,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     enable_custom_all_reduce: int = 0
     int8_mode: int = 0
     max_seq_len: int = 0
+    kv_cache_data_type: str = "auto"
     device: str = "auto"
     engine_python: str = "python3"
     kv_cache_gib: float = 0.0
@@ -75,6 +79,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "model_type": ("GPT-J",),
             "enable_custom_all_reduce": (0,),
             "int8_mode": (0, 1),
+            "kv_cache_data_type": KV_CACHE_DATA_TYPES,
             "device": DEVICES,
         }
         for name, allowed in only.items():

@@ -9,6 +9,7 @@ import torch
 from gptj_triton.checkpoint.data_types import COMPUTE_TYPES, FP8, FP16, FP32, DataType
 from gptj_triton.errors import ConfigError
 
+FLOAT8 = torch.float8_e4m3fn  # 4 bits of exponent, 3 of mantissa
 SPARE_MEMORY = 0.03  # of a GPU, left to fragmentation and the libraries' workspaces
 
 

@@ -69,11 +69,12 @@ def suits_kernels(device: torch.device, config: EngineConfig, model_config: Mode
 
 
 def check_eight_bits(device: torch.device, config: EngineConfig, kernels: bool) -> None:
-    """ConfigError where weights of 8 bits are asked for and cannot be computed with; `kernels`: those of engine/gpu."""
+    """ConfigError where numbers of 8 bits are asked for and cannot be computed with; `kernels`: those of engine/gpu."""
     if config.int8_mode and not kernels:
         raise ConfigError("parameter int8_mode is 1, allowed: 0 unless there is one GPU, of compute capability 8.0 on")
-    if config.data_type == FP8 and not (kernels and torch.cuda.get_device_capability(device) >= OLDEST_FLOAT8_GPU):
-        raise ConfigError(
-            "parameter data_type is 'fp8', allowed: fp32, fp16 or bf16 unless there is one GPU, of compute capability "
-            "8.9 on"
-        )
+    for name, others in (("data_type", "fp32, fp16 or bf16"), ("kv_cache_data_type", "auto")):
+        known = kernels and torch.cuda.get_device_capability(device) >= OLDEST_FLOAT8_GPU
+        if getattr(config, name) == FP8 and not known:
+            raise ConfigError(
+                f"parameter {name} is 'fp8', allowed: {others} unless there is one GPU, of compute capability 8.9 on"
+            )

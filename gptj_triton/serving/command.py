@@ -104,6 +104,7 @@ def choose_overrides(options: Options, folder: Path, plain: PlainPaths) -> Overr
         device=options.device,
         data_type=options.data_type or open_data_type,
         int8_mode=options.int8_mode,
+        kv_cache_data_type=options.kv_cache_data_type,
         tensor_para_size=options.tensor_para_size,
         engine_python=plain.program(resolve_engine_python(options), "engine-python"),
         stream_pieces_per_second=options.stream_pieces_per_second,

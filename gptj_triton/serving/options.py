@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from gptj_triton.checkpoint.data_types import COMPUTE_TYPES, FP8
+from gptj_triton.engine.config import KV_CACHE_DATA_TYPES
 from gptj_triton.project import REPOSITORY
 from gptj_triton.serving.errors import ServeError
 
@@ -31,6 +32,7 @@ OVERRIDING_OPTIONS = (
         "device",
         "data_type",
         "int8_mode",
+        "kv_cache_data_type",
         "tensor_para_size",
         "engine_python",
     ),
@@ -51,6 +53,7 @@ class Options:
     device: str
     data_type: str | None
     int8_mode: int
+    kv_cache_data_type: str
     tensor_para_size: int
     host: str
     http_port: int
@@ -154,6 +157,8 @@ def parser() -> OneLineParser:
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
     add("--data-type", choices=[*COMPUTE_TYPES, FP8], help="default: fp32 on cpu, fp16 on cuda")
     add("--int8-mode", type=int, choices=[0, 1], default=0, help="1: weights in 8 bits, on one GPU (default: 0)")
+    cache_help = "of the KV cache: auto as what is computed with, fp8 for half of that (default: auto)"
+    add("--kv-cache-data-type", choices=KV_CACHE_DATA_TYPES, default="auto", help=cache_help)
     add("--tensor-para-size", type=positive, default=1, metavar="N", help="GPUs that share the model (default: 1)")
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     add("--http-port", type=port, default=8000, metavar="PORT", help="default: 8000")

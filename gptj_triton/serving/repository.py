@@ -24,7 +24,7 @@ ADDED_INPUTS = frozenset(
     name for name, field in BY_TENSOR.items() if field.tensor is not None and field.tensor.origin is Origin.OURS
 )
 ADDED_OUTPUTS = frozenset({"finish_reason"})
-ADDED_PARAMETERS = ("device", "engine_python", "context_length", "tokenizer_dir")
+ADDED_PARAMETERS = ("device", "kv_cache_data_type", "engine_python", "context_length", "tokenizer_dir")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Overrides:
     device: str
     data_type: str
     int8_mode: int
+    kv_cache_data_type: str
     tensor_para_size: int
     engine_python: str
     stream_pieces_per_second: int | None  # None: as committed
@@ -90,6 +91,7 @@ def apply_overrides(config: Any, overrides: Overrides) -> None:
         set_parameter(config, "device", overrides.device)
         set_parameter(config, "data_type", overrides.data_type)
         set_parameter(config, "int8_mode", str(overrides.int8_mode))
+        set_parameter(config, "kv_cache_data_type", overrides.kv_cache_data_type)
         set_parameter(config, "tensor_para_size", str(overrides.tensor_para_size))
         set_parameter(config, "engine_python", overrides.engine_python)
         set_parameter(config, "context_length", str(overrides.checkpoint.context_length or ""))

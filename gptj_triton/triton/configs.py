@@ -191,9 +191,11 @@ def frontend(streaming: bool) -> list[str]:
         "",
         *comment(f"Those of the engine must be equal in {other}: models with equal settings share one engine."),
         *comment(
-            "This project's own: auto, cpu or cuda; and the interpreter of the engine process, looked up on PATH."
+            "This project's own: auto, cpu or cuda; auto or fp8; and the interpreter of the engine process, found on "
+            "PATH."
         ),
         parameter("device", "auto"),
+        parameter("kv_cache_data_type", "auto"),
         parameter("engine_python", "python3"),
         *comment(
             "For a checkpoint that does not say how many tokens its context holds, or has no tokenizer.json beside it."

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 import torch
+from references import keys_of, to_float8
 from torch import Tensor
+
+from gptj_triton.engine.kv_cache import LayerCache
 
 PAGE = 16
 CONTEXT = 512
 POISON = float("nan")
+needs_rounding = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="the interpreter rounds to half of the next power of two instead of to it"
+)
 
 
 @dataclass
@@ -21,6 +28,7 @@ class Shape:
     rotary_dim: int = 16
     inner: int = 80
     dtype: torch.dtype = torch.float32
+    in_float8: bool = False  # the cache
 
     @property
     def attended(self) -> int:
@@ -35,8 +43,7 @@ class Shape:
 class Layer:
     """A cache whose pages lie scattered, `tables` [rows, P] that lead to them, and the rotations."""
 
-    keys: Tensor
-    values: Tensor
+    cache: LayerCache
     tables: Tensor
     cos: Tensor
     sin: Tensor
@@ -60,13 +67,39 @@ def make_layer(shape: Shape, contexts: list[int], device: torch.device) -> Layer
             values[pages[-1], :, context % PAGE :] = POISON
     keys[order], values[order] = POISON, POISON
     angles = torch.outer(torch.arange(CONTEXT), 10000.0 ** -(torch.arange(0, shape.rotary_dim, 2) / shape.rotary_dim))
+    cache = LayerCache(keys.to(device, shape.dtype), values.to(device, shape.dtype))
+    if shape.in_float8:
+        (keys, key_scales), (values, value_scales) = to_float8(cache.keys, axis=2), to_float8(cache.values, axis=3)
+        cache = LayerCache(keys, values, key_scales, value_scales)
     return Layer(
-        keys.to(device, shape.dtype),
-        values.to(device, shape.dtype),
+        cache,
         tables.to(device),
         angles.cos().to(device),
         angles.sin().to(device),
     )
+
+
+def copy_of(cache: LayerCache) -> LayerCache:
+    """The same numbers in tensors of their own."""
+    return LayerCache(*(None if tensor is None else tensor.clone() for tensor in cache))  # type: ignore[arg-type]
+
+
+def assert_near_keys(cache: LayerCache, expected: LayerCache) -> None:
+    """K up to the rounding of its rotation, which may move a number of float8 to its neighbour."""
+    if cache.key_scales is None or expected.key_scales is None:
+        assert_near(cache.keys, expected.keys)
+        return
+    assert_near(cache.key_scales, expected.key_scales)
+    found, wanted = keys_of(cache), keys_of(expected)
+    torch.testing.assert_close(found, wanted, rtol=2**-3, atol=1e-2, equal_nan=True)
+    assert ((found - wanted).abs() > 1e-3 * wanted.abs() + 1e-3).float().mean() < 0.01
+
+
+def assert_same_values(cache: LayerCache, expected: LayerCache) -> None:
+    """V bit for bit, NaN where NaN is expected."""
+    assert torch.equal(cache.values.view(torch.uint8), expected.values.view(torch.uint8))
+    if cache.value_scales is not None and expected.value_scales is not None:
+        torch.testing.assert_close(cache.value_scales, expected.value_scales, rtol=1e-6, atol=0, equal_nan=True)
 
 
 def assert_near(result: Tensor, expected: Tensor) -> None:

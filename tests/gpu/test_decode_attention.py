@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention_cases import Layer, Shape, assert_near, make_layer
+from attention_cases import (
+    Layer,
+    Shape,
+    assert_near,
+    assert_near_keys,
+    assert_same_values,
+    copy_of,
+    make_layer,
+    needs_rounding,
+)
 from references import decode_attention_reference
 from torch import Tensor
 
@@ -24,14 +33,12 @@ def decode(
 ) -> tuple[Tensor, Layer]:
     """Activations, and the layer with its cache as it stands after, of a step on a copy of that layer."""
     device, rows = projected.device, len(positions)
-    layer = Layer(layer.keys.clone(), layer.values.clone(), layer.tables, layer.cos, layer.sin)
+    layer = Layer(copy_of(layer.cache), layer.tables, layer.cos, layer.sin)
     activations = torch.full((rows, shape.attended + shape.inner), -7.0, dtype=shape.dtype, device=device)
     size = decode_workspace_size(rows, shape.heads, shape.head_size, launch)
     workspace = torch.full((size + 5,), float("nan"), device=device)
     where = torch.tensor(positions, dtype=torch.int32, device=device)
-    decode_attention(
-        projected, layer.keys, layer.values, layer.tables, where, layer.cos, layer.sin, activations, workspace, launch
-    )
+    decode_attention(projected, layer.cache, layer.tables, where, layer.cos, layer.sin, activations, workspace, launch)
     return activations, layer
 
 
@@ -46,17 +53,30 @@ def check(shape: Shape, contexts: list[int], device: torch.device, launch: Decod
 
     expected = torch.full_like(activations, -7.0)
     where = torch.tensor(positions, dtype=torch.int32, device=device)
-    decode_attention_reference(projected, layer.keys, layer.values, layer.tables, where, layer.cos, layer.sin, expected)
+    decode_attention_reference(projected, layer.cache, layer.tables, where, layer.cos, layer.sin, expected)
     assert torch.equal(projected, before)
     assert_near(activations, expected)
-    assert_near(after.keys, layer.keys)
-    torch.testing.assert_close(after.values, layer.values, rtol=0, atol=0, equal_nan=True)
+    assert_near_keys(after.cache, layer.cache)
+    assert_same_values(after.cache, layer.cache)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_a_row_of_any_context_equals_the_reference(context: int, dtype: torch.dtype, device: torch.device) -> None:
     check(Shape(dtype=dtype), [context], device)
+
+
+@needs_rounding
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_a_cache_in_float8_is_read_and_written(context: int, dtype: torch.dtype, device: torch.device) -> None:
+    check(Shape(dtype=dtype, in_float8=True), [context, 0, 40], device)
+
+
+@needs_rounding
+@pytest.mark.parametrize("head_size", [16, 64, 256])
+def test_float8_with_every_head_size(head_size: int, device: torch.device) -> None:
+    check(Shape(heads=3, head_size=head_size, dtype=torch.float16, in_float8=True), [37, 2, 200], device, FEW_SPLITS)
 
 
 @pytest.mark.parametrize(("head_size", "rotary_dim"), [(16, 16), (16, 4), (64, 32), (256, 64), (256, 256)])
@@ -100,8 +120,8 @@ def test_a_bucket_of_dead_rows_touches_nothing(device: torch.device) -> None:
     layer = make_layer(shape, [40, 40], device)
     activations, after = decode(shape, layer, [-1, -1], torch.randn(2, shape.columns, device=device))
     assert (activations == -7.0).all()
-    torch.testing.assert_close(after.keys, layer.keys, rtol=0, atol=0, equal_nan=True)
-    torch.testing.assert_close(after.values, layer.values, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(after.cache.keys, layer.cache.keys, rtol=0, atol=0, equal_nan=True)
+    assert_same_values(after.cache, layer.cache)
 
 
 @pytest.mark.parametrize("rows", [1, 8, 24, 64, 256])

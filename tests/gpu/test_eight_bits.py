@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attention_cases import needs_rounding
 from references import add_norm_reference, linear_reference
 from torch.nn import functional
 
+from gptj_triton.engine.device import FLOAT8
 from gptj_triton.engine.gpu.matrix import Tiling, linear
 from gptj_triton.engine.gpu.products import Rows, block_update, float8_rows, product, product_into
 from gptj_triton.engine.gpu.quantize import dequantize
 from gptj_triton.engine.gpu.residual import add_norm
-from gptj_triton.engine.gpu.weights import FLOAT8, Matrix, quantize
+from gptj_triton.engine.gpu.weights import Matrix, quantize
 
 # Half of the distance between neighbours, as a part of the number itself, and of the largest number.
 RELATIVE, ABSOLUTE = {FLOAT8: 2**-4, torch.int8: 0.0}, {FLOAT8: 2**-10 / 448, torch.int8: 0.5 / 127}
 SHAPES = [(1, 33, 96), (1, 64, 2500), (2, 40, 48), (16, 33, 64), (17, 64, 130)]  # B, N, K
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="cuBLAS needs a GPU")
-needs_rounding = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="the interpreter rounds to half of the next power of two instead of to it"
-)
 
 
 def numbers(*shape: int, device: torch.device, dtype: torch.dtype = torch.float16) -> torch.Tensor:

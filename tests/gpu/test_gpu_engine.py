@@ -85,9 +85,12 @@ def test_tokens_are_those_of_plain_torch_and_of_a_request_alone(config: EngineCo
     assert equal >= (24 if config.data_type == "fp32" else 20)
 
 
-@pytest.mark.parametrize(("data_type", "int8_mode"), [("fp16", 0), ("fp8", 0), ("fp16", 1)])
-def test_no_kernel_is_compiled_once_the_engine_is_there(data_type: str, int8_mode: int) -> None:
-    settings: dict[str, Any] = {"data_type": data_type, "int8_mode": int8_mode}
+@pytest.mark.parametrize(
+    ("data_type", "int8_mode", "cache"),
+    [("fp16", 0, "auto"), ("fp8", 0, "auto"), ("fp8", 0, "fp8"), ("fp16", 1, "auto"), ("fp16", 0, "fp8")],
+)
+def test_no_kernel_is_compiled_once_the_engine_is_there(data_type: str, int8_mode: int, cache: str) -> None:
+    settings: dict[str, Any] = {"data_type": data_type, "int8_mode": int8_mode, "kv_cache_data_type": cache}
     engine = load_engine(EngineConfig(str(STORYTELLER), device="cuda", kv_cache_gib=2.0, **settings))
     before = compiled_kernels()
     assert before
@@ -142,11 +145,19 @@ def test_greedy_tokens_are_those_of_transformers_but_for_near_ties() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data_type", "int8_mode", "allowed"),
-    [("fp16", 0, 2e-2), ("bf16", 0, 2e-2), ("fp16", 1, 2e-2), ("bf16", 1, 2e-2), ("fp8", 0, 6e-2)],
+    ("data_type", "int8_mode", "cache", "allowed"),
+    [
+        ("fp16", 0, "auto", 2e-2),
+        ("bf16", 0, "auto", 2e-2),
+        ("fp16", 1, "auto", 2e-2),
+        ("bf16", 1, "auto", 2e-2),
+        ("fp8", 0, "auto", 6e-2),
+        ("fp16", 0, "fp8", 6e-2),
+        ("fp8", 0, "fp8", 6e-2),
+    ],
 )
 def test_logits_are_near_those_of_float32_at_every_layer_count(
-    data_type: str, int8_mode: int, allowed: float, monkeypatch: pytest.MonkeyPatch
+    data_type: str, int8_mode: int, cache: str, allowed: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = ModelConfig.read(STORYTELLER)
     for count in range(1, whole.num_layers + 1):
@@ -162,11 +173,13 @@ def test_logits_are_near_those_of_float32_at_every_layer_count(
         model = replace(whole, num_layers=count)
         monkeypatch.setattr(gpu_model, "load_gpu_weights", load_some_on_gpu)
         monkeypatch.setattr(model_rank, "load_weights", load_some)
-        settings: dict[str, Any] = {"data_type": data_type, "int8_mode": int8_mode}
+        settings: dict[str, Any] = {"data_type": data_type, "int8_mode": int8_mode, "kv_cache_data_type": cache}
         config = EngineConfig(str(STORYTELLER), device="cuda", max_sequences=4, **settings)
         near = three_steps(gpu_model.GpuModel(config, model, torch.device("cuda", 0)))
         exact = three_steps(
-            model_rank.ModelRank(msgspec.structs.replace(config, data_type="fp32", int8_mode=0), model, 0)
+            model_rank.ModelRank(
+                msgspec.structs.replace(config, data_type="fp32", int8_mode=0, kv_cache_data_type="auto"), model, 0
+            )
         )
         assert (near - exact).norm() < allowed * exact.norm(), count
 

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention_cases import PAGE, Layer, Shape, assert_near, make_layer
+from attention_cases import (
+    PAGE,
+    Layer,
+    Shape,
+    assert_near,
+    assert_near_keys,
+    assert_same_values,
+    copy_of,
+    make_layer,
+    needs_rounding,
+)
 from references import prefill_attention_reference, rotate_and_write_reference
 from torch import Tensor
 
@@ -38,13 +48,13 @@ def attend(
     """Attention of the packed chunks by the kernel and by the reference, each [T, A + F]."""
     first_rows = [sum(count for _, count in chunks[:number]) for number in range(len(chunks) + 1)]
     starts = [start for start, _ in chunks]
-    launch = launch or prefill_launch(shape.dtype, layer.keys.device)
+    launch = launch or prefill_launch(shape.dtype, projected.device)
     blocks = torch.tensor(query_blocks(starts, first_rows, launch.queries), dtype=torch.int32, device=projected.device)
     begin, bounds = table_of(starts, projected.device), table_of(first_rows, projected.device)
     result = projected.new_full((first_rows[-1], shape.attended + shape.inner), -7.0)
     expected = result.clone()
-    prefill_attention(projected, layer.keys, layer.values, layer.tables, begin, bounds, blocks, result, launch)
-    prefill_attention_reference(projected, layer.keys, layer.values, layer.tables, begin, bounds, expected)
+    prefill_attention(projected, layer.cache, layer.tables, begin, bounds, blocks, result, launch)
+    prefill_attention_reference(projected, layer.cache, layer.tables, begin, bounds, expected)
     return result, expected
 
 
@@ -66,6 +76,12 @@ def test_a_prompt_of_any_length_equals_the_reference(count: int, dtype: torch.dt
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_chunks_of_many_prompts_share_a_step(dtype: torch.dtype, device: torch.device) -> None:
     check(Shape(dtype=dtype), [(0, 17), (33, 50), (0, 1), (200, 133), (16, 16), (31, 2)], device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_cache_in_float8_is_read(dtype: torch.dtype, device: torch.device) -> None:
+    chunks = [(0, 17), (33, 50), (0, 1), (200, 133), (16, 16), (31, 2)]
+    check(Shape(dtype=dtype, in_float8=True), chunks, device)
 
 
 @pytest.mark.parametrize(("heads", "head_size"), [(3, 16), (1, 64), (2, 128), (2, 256)])
@@ -91,22 +107,23 @@ def test_a_chunk_does_not_depend_on_its_neighbours(device: torch.device) -> None
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(("head_size", "rotary_dim"), [(16, 16), (16, 4), (64, 64), (256, 64)])
+@pytest.mark.parametrize("in_float8", [False, pytest.param(True, marks=needs_rounding)])
 def test_tokens_are_rotated_and_cached(
-    head_size: int, rotary_dim: int, dtype: torch.dtype, device: torch.device
+    head_size: int, rotary_dim: int, dtype: torch.dtype, in_float8: bool, device: torch.device
 ) -> None:
     torch.manual_seed(head_size)
-    shape = Shape(heads=3, head_size=head_size, rotary_dim=rotary_dim, dtype=dtype)
+    shape = Shape(heads=3, head_size=head_size, rotary_dim=rotary_dim, dtype=dtype, in_float8=in_float8)
     chunks = [(0, 17), (33, 20), (100, 1)]
     layer = make_layer(shape, [start + count for start, count in chunks], device)
     pages, slots, positions = where_tokens_go(layer, chunks)
     positions[5] = -1
     projected = (2 * torch.randn(38, shape.columns)).to(device, dtype)
-    keys, values, expected = layer.keys.clone(), layer.values.clone(), projected.clone()
-    rotate_and_write(projected, keys, values, pages, slots, positions, layer.cos, layer.sin)
-    rotate_and_write_reference(expected, layer.keys, layer.values, pages, slots, positions, layer.cos, layer.sin)
+    cache, expected = copy_of(layer.cache), projected.clone()
+    rotate_and_write(projected, cache, pages, slots, positions, layer.cos, layer.sin)
+    rotate_and_write_reference(expected, layer.cache, pages, slots, positions, layer.cos, layer.sin)
     assert_near(projected, expected)
-    assert_near(keys, layer.keys)
-    torch.testing.assert_close(values, layer.values, rtol=0, atol=0, equal_nan=True)
+    assert_near_keys(cache, layer.cache)
+    assert_same_values(cache, layer.cache)
 
 
 def test_blocks_cover_every_token_once_and_the_longest_context_comes_first() -> None:

@@ -14,7 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gptj_triton.engine.gpu.functions import gelu_tanh, scale_to_float8
 from gptj_triton.engine.gpu.overlap import let_next_begin, overlap, wait_for_last
+from gptj_triton.engine.kv_cache import LayerCache
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -58,8 +60,7 @@ def decode_workspace_size(rows: int, heads: int, head_size: int, launch: DecodeL
 
 def decode_attention(
     projected: Tensor,
-    keys: Tensor,
-    values: Tensor,
+    cache: LayerCache,
     tables: Tensor,
     positions: Tensor,
     cos: Tensor,
@@ -70,13 +71,12 @@ def decode_attention(
 ) -> None:
     """Write each live row's K and V to the cache, and its attention and GELU to `activations` [B, A + F].
 
-    `projected` [B, 3A + F], contiguous: q, k, v, fc_in, not yet rotated, and left so. `keys` [pages, heads, D, PAGE]
-    and `values` [pages, heads, PAGE, D] of a layer, contiguous and of one dtype. `tables` int32 [B, P]: pages in order,
-    of which no entry is read beyond the row's position. `positions` int32 [B]. `cos`, `sin` float32 [context,
-    rotary_dim / 2]. `workspace` float32, `decode_workspace_size` numbers or more. A dead row's activations stay as they
-    are, and nothing of it is read.
+    `projected` [B, 3A + F], contiguous: q, k, v, fc_in, not yet rotated, and left so. All of `cache` is contiguous.
+    `tables` int32 [B, P]: pages in order, of which no entry is read beyond the row's position. `positions` int32 [B].
+    `cos`, `sin` float32 [context, rotary_dim / 2]. `workspace` float32, `decode_workspace_size` numbers or more. A dead
+    row's activations stay as they are, and nothing of it is read.
     """
-    rows, heads, head_size, page = projected.shape[0], keys.shape[1], keys.shape[2], keys.shape[3]
+    rows, (_, heads, head_size, page) = projected.shape[0], cache.keys.shape
     launch = launch or decode_launch(rows)
     attended = heads * head_size
     inner = projected.shape[1] - 3 * attended
@@ -86,8 +86,7 @@ def decode_attention(
     _attend_kernel[rows, heads, splits](
         projected,
         projected.stride(0),
-        keys,
-        values,
+        *cache,
         tables,
         tables.stride(0),
         positions,
@@ -152,18 +151,13 @@ def rotated_head(head, cos, sin, position, D: tl.constexpr, ROTARY: tl.constexpr
 
 
 @triton.jit
-def gelu_tanh(x):
-    """GELU's tanh form, of float32: x / 2 * (1 + tanh(u)) is x / (1 + exp(-2u))."""
-    twice = 1.5957691216057308 * (x + 0.044715 * x * x * x)
-    return x / (1.0 + tl.exp(-twice))
-
-
-@triton.jit
 def _attend_kernel(
     projected,
     projected_stride,
     keys,
     values,
+    key_scales,
+    value_scales,
     tables,
     table_stride,
     positions,
@@ -211,23 +205,35 @@ def _attend_kernel(
     wait_for_last(OVERLAPS)
     heads_of_row = projected + row.to(tl.int64) * projected_stride + head * D
     query = rotated_head(heads_of_row, cos, sin, position, D, ROTARY) * (D**-0.5 * LOG2_E)
-    new_key = rotated_head(heads_of_row + HEADS * D, cos, sin, position, D, ROTARY).to(keys.dtype.element_ty)
-    new_value = tl.load(heads_of_row + 2 * HEADS * D + dims)
+    new_key = rotated_head(heads_of_row + HEADS * D, cos, sin, position, D, ROTARY)
+    new_value = tl.load(heads_of_row + 2 * HEADS * D + dims).to(tl.float32)
     owns = split == 0
     page = tl.load(table + position // PAGE).to(tl.int64)
     offset = (page * HEADS + head) * (D * PAGE)
     slot = position % PAGE
-    tl.store(keys + offset + dims * PAGE + slot, new_key, mask=owns & (dims >= 0))
-    tl.store(values + offset + slot * D + dims, new_value.to(values.dtype.element_ty), mask=owns & (dims >= 0))
+    if key_scales is not None:
+        key_scale, value_scale = scale_to_float8(new_key), scale_to_float8(new_value)
+        new_key, new_value = new_key / key_scale, new_value / value_scale
+        scale = (page * HEADS + head) * PAGE + slot
+        tl.store(key_scales + scale, key_scale, mask=owns)
+        tl.store(value_scales + scale, value_scale, mask=owns)
+    stored_key, stored_value = new_key.to(keys.dtype.element_ty), new_value.to(values.dtype.element_ty)
+    tl.store(keys + offset + dims * PAGE + slot, stored_key, mask=owns & (dims >= 0))
+    tl.store(values + offset + slot * D + dims, stored_value, mask=owns & (dims >= 0))
+    # What later steps will read of it.
+    new_key, new_value = stored_key.to(tl.float32), stored_value.to(tl.float32)
+    if key_scales is not None:
+        new_key, new_value = new_key * key_scale, new_value * value_scale
 
     # Sums over slots and dimensions stay apart until after the loop, so that a thread adds up what it loaded itself.
-    maximum = tl.where(owns, tl.sum(query * new_key.to(tl.float32)), float("-inf"))
+    maximum = tl.where(owns, tl.sum(query * new_key), float("-inf"))
     weight_sums = tl.where(owns & (slots == 0), 1.0, 0.0)  # [PAGE]
-    weighted = tl.where(owns & (slots == 0)[:, None], new_value.to(tl.float32)[None, :], 0.0)  # [PAGE, D]
+    weighted = tl.where(owns & (slots == 0)[:, None], new_value[None, :], 0.0)  # [PAGE, D]
     for start in tl.range(first_page, end_page, TILE_PAGES, num_stages=STAGES):
         numbers = start + tile
         held = numbers < end_page
-        offsets = (pages.to(tl.int64) * HEADS + head) * (D * PAGE)
+        heads_of_pages = pages.to(tl.int64) * HEADS + head
+        offsets = heads_of_pages * (D * PAGE)
         # Here, so that the next tile's loads need not wait for it.
         pages = tl.load(table + numbers + TILE_PAGES, mask=numbers + TILE_PAGES < end_page, other=0)
         # Masked by page alone: a mask along the contiguous axis would cut loads to one element.
@@ -235,6 +241,9 @@ def _attend_kernel(
         value = tl.load(values + offsets[None, :, None] + in_values, mask=held[None, :, None], other=0.0)
         scores = tl.sum(query[:, None, None] * key.to(tl.float32), axis=0)  # [TILE_PAGES, PAGE]
         seen = held[:, None] & ((numbers * PAGE)[:, None] + slots[None, :] < position)
+        if key_scales is not None:
+            scales = heads_of_pages[:, None] * PAGE + slots[None, :]
+            scores *= tl.load(key_scales + scales, mask=seen, other=0.0)
         scores = tl.where(seen, scores, float("-inf"))
         higher = tl.maximum(maximum, tl.max(tl.max(scores, axis=1), axis=0))
         weights = tl.trans(tl.exp2(scores - higher))  # [PAGE, TILE_PAGES]
@@ -242,6 +251,8 @@ def _attend_kernel(
         # What a page holds behind the context is another's, and may even be infinite.
         value = tl.where(tl.trans(seen)[:, :, None], value, 0.0).to(tl.float32)
         weight_sums = weight_sums * rescale + tl.sum(weights, axis=1)
+        if value_scales is not None:
+            weights *= tl.trans(tl.load(value_scales + scales, mask=seen, other=0.0))
         weighted = weighted * rescale + tl.sum(weights[:, :, None] * value, axis=1)
         maximum = higher
 

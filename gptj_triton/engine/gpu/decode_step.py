@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gptj_triton.engine.device import FLOAT8
 from gptj_triton.engine.gpu.decode_attention import decode_attention, decode_workspace_size
 from gptj_triton.engine.gpu.graphs import GpuParts, capture
 from gptj_triton.engine.gpu.matrix import MOST_ROWS, choose_tiling
@@ -23,7 +24,7 @@ from gptj_triton.engine.gpu.products import Rows, product_into
 from gptj_triton.engine.gpu.quantize import quantize_rows
 from gptj_triton.engine.gpu.residual import add_norm, embed
 from gptj_triton.engine.gpu.transfer import fill, fill_page_tables
-from gptj_triton.engine.gpu.weights import FLOAT8, Matrix
+from gptj_triton.engine.gpu.weights import Matrix
 from gptj_triton.engine.kv_cache import KVCache
 from gptj_triton.engine.step_plan import GroupPlan, StepPlan
 
@@ -111,8 +112,7 @@ class DecodeStep:
             product_into(buffers.projected[None], normed, layer.in_weight, layer.in_bias)
             decode_attention(
                 buffers.projected,
-                cache.keys[number],
-                cache.values[number],
+                cache.layer(number),
                 buffers.tables,
                 buffers.positions,
                 parts.cos,

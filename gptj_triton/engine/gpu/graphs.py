@@ -34,7 +34,7 @@ class GpuParts:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of activations and the KV cache."""
+        """Of activations."""
         return self.weights.embedding.dtype
 
 

@@ -16,6 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from gptj_triton.engine.gpu.decode_attention import LOG2_E
+from gptj_triton.engine.gpu.functions import scale_to_float8
+from gptj_triton.engine.kv_cache import LayerCache
 
 
 class PrefillLaunch(NamedTuple):
@@ -64,8 +66,7 @@ def query_blocks(starts: SequenceOf[int], first_rows: SequenceOf[int], queries: 
 
 def rotate_and_write(
     projected: Tensor,
-    keys: Tensor,
-    values: Tensor,
+    cache: LayerCache,
     pages: Tensor,
     slots: Tensor,
     positions: Tensor,
@@ -74,16 +75,15 @@ def rotate_and_write(
 ) -> None:
     """Rotate q and k of T tokens in place, and store K and V in the cache.
 
-    `projected` [T, 3A] or wider, contiguous: q, k, v first. `keys` [pages, heads, D, PAGE] and `values` [pages, heads,
-    PAGE, D] of a layer, contiguous and of one dtype. `pages`, `slots` and `positions` int32 [T], of each token; one at
-    position -1 is left alone. `cos`, `sin` float32 [context, rotary_dim / 2].
+    `projected` [T, 3A] or wider, contiguous: q, k, v first. All of `cache` is contiguous. `pages`, `slots` and
+    `positions` int32 [T], of each token; one at position -1 is left alone. `cos`, `sin` float32 [context, rotary_dim /
+    2].
     """
-    tokens, heads = projected.shape[0], keys.shape[1]
+    tokens, (_, heads, head_size, page) = projected.shape[0], cache.keys.shape
     _rotate_and_write_kernel[triton.cdiv(tokens, WRITE_TOKENS), heads](
         projected,
         projected.stride(0),
-        keys,
-        values,
+        *cache,
         pages,
         slots,
         positions,
@@ -91,8 +91,8 @@ def rotate_and_write(
         sin,
         tokens,
         HEADS=heads,
-        D=keys.shape[2],
-        PAGE=keys.shape[3],
+        D=head_size,
+        PAGE=page,
         ROTARY=2 * cos.shape[1],
         TOKENS=WRITE_TOKENS,
         num_warps=WRITE_WARPS,
@@ -101,8 +101,7 @@ def rotate_and_write(
 
 def prefill_attention(
     projected: Tensor,
-    keys: Tensor,
-    values: Tensor,
+    cache: LayerCache,
     tables: Tensor,
     starts: Tensor,
     first_rows: Tensor,
@@ -112,16 +111,16 @@ def prefill_attention(
 ) -> None:
     """Write the attention of each packed token over positions 0 to its own to `activations` [T, A] or wider, in front.
 
-    `projected`, `keys` and `values` as `rotate_and_write` left them. `tables` int32 [S, P]: pages in order, of which no
+    `projected` and `cache` as `rotate_and_write` left them. `tables` int32 [S, P]: pages in order, of which no
     entry is read behind the chunk. `starts` int32 [S] and `first_rows` int32 [S + 1]: chunk s has rows first_rows[s] to
     first_rows[s + 1] and positions from starts[s] on. `blocks` int32 [blocks, 2]: `query_blocks` of `launch.queries`.
     """
     launch = launch or prefill_launch(projected.dtype, projected.device)
-    _attend_kernel[keys.shape[1], blocks.shape[0]](  # the first axis starts first: the longest blocks of all heads
+    _, heads, head_size, page = cache.keys.shape
+    _attend_kernel[heads, blocks.shape[0]](  # the first axis starts first: the longest blocks of all heads
         projected,
         projected.stride(0),
-        keys,
-        values,
+        *cache,
         tables,
         tables.stride(0),
         starts,
@@ -129,9 +128,9 @@ def prefill_attention(
         blocks,
         activations,
         activations.stride(0),
-        HEADS=keys.shape[1],
-        D=keys.shape[2],
-        PAGE=keys.shape[3],
+        HEADS=heads,
+        D=head_size,
+        PAGE=page,
         QUERIES=launch.queries,
         KEYS=launch.keys,
         num_warps=launch.warps,
@@ -158,6 +157,8 @@ def _rotate_and_write_kernel(
     projected_stride,
     keys,
     values,
+    key_scales,
+    value_scales,
     pages,
     slots,
     positions,
@@ -191,7 +192,14 @@ def _rotate_and_write_kernel(
 
     page = tl.load(pages + tokens, mask=live, other=0).to(tl.int64)
     slot = tl.load(slots + tokens, mask=live, other=0)
-    offset = (page * HEADS + head) * (D * PAGE)
+    head_of_page = page * HEADS + head
+    offset = head_of_page * (D * PAGE)
+    if key_scales is not None:
+        key, value = key.to(tl.float32), value.to(tl.float32)
+        key_scale, value_scale = scale_to_float8(key), scale_to_float8(value)  # [TOKENS]
+        key, value = key / key_scale[None, :], value / value_scale[None, :]
+        tl.store(key_scales + head_of_page * PAGE + slot, key_scale, mask=live)
+        tl.store(value_scales + head_of_page * PAGE + slot, value_scale, mask=live)
     to_values = values + (offset + slot * D)[None, :] + dims[:, None]  # [D, TOKENS]
     tl.store(to_values, value.to(values.dtype.element_ty), mask=live[None, :])
     to_keys = keys + (offset + slot)[:, None] + (dims * PAGE)[None, :]  # [TOKENS, D]
@@ -204,6 +212,8 @@ def _attend_kernel(
     projected_stride,
     keys,
     values,
+    key_scales,
+    value_scales,
     tables,
     table_stride,
     starts,
@@ -240,19 +250,27 @@ def _attend_kernel(
         seen_at = start + steps
         held = seen_at < context
         page = tl.load(table + seen_at // PAGE, mask=held, other=0).to(tl.int64)
-        offset = (page * HEADS + head) * (D * PAGE)
+        head_of_page = page * HEADS + head
+        offset = head_of_page * (D * PAGE)
         # A page's slots lie side by side, which a page number read from memory hides from the compiler.
         in_keys = offset[None, :] + (dims * PAGE)[:, None] + (steps % PAGE)[None, :]  # [D, KEYS]
         in_keys = tl.max_contiguous(tl.multiple_of(in_keys, (1, PAGE)), (1, PAGE))
         in_values = offset[:, None] + (steps % PAGE * D)[:, None] + dims[None, :]  # [KEYS, D]
         key = tl.load(keys + in_keys)  # no mask, which would cut loads to one element: scores are masked
-        scores = tl.dot(query, key, input_precision="ieee") * (D**-0.5 * LOG2_E)
+        scores = tl.dot(query, key.to(query.dtype), input_precision="ieee") * (D**-0.5 * LOG2_E)
+        scale = head_of_page * PAGE + seen_at % PAGE
+        if key_scales is not None:
+            scores *= tl.load(key_scales + scale, mask=held, other=0.0)[None, :]
         scores = tl.where(seen_at[None, :] <= position[:, None], scores, float("-inf"))
         higher = tl.maximum(maximum, tl.max(scores, axis=1))
         weights = tl.exp2(scores - higher[:, None])
         rescale = tl.exp2(maximum - higher)
         # What a page holds behind the context is another's, and may even be infinite.
         value = tl.load(values + in_values, mask=held[:, None], other=0.0)
+        if value_scales is not None:
+            value = (value.to(tl.float32) * tl.load(value_scales + scale, mask=held, other=0.0)[:, None]).to(
+                query.dtype
+            )
         total = total * rescale + tl.sum(weights, axis=1)
         weighted = tl.dot(weights.to(value.dtype), value, weighted * rescale[:, None], input_precision="ieee")
         maximum = higher

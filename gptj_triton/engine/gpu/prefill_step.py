@@ -89,14 +89,14 @@ class PrefillStep:
         embed(batch.tokens, parts.sampled, weights.embedding, residual)
         update, bias = None, weights.norm_bias
         for number, layer in enumerate(weights.layers):
-            keys, values = cache.keys[number], cache.values[number]
+            own_cache = cache.layer(number)
             normed = Rows.empty(residual.shape, layer.in_weight, parts.dtype)
             norm = layer.norm_weight, layer.norm_bias
             add_norm(residual, update, bias, *norm, eps, normed.values, normed.scales)
             heads = product(normed, layer.in_weight.columns(0, 3 * size), layer.in_bias[: 3 * size])
-            rotate_and_write(heads, keys, values, *where, parts.cos, parts.sin)
+            rotate_and_write(heads, own_cache, *where, parts.cos, parts.sin)
             attention = torch.empty_like(heads[:, :size])
-            prefill_attention(heads, keys, values, *chunks, attention, self._launch)
+            prefill_attention(heads, own_cache, *chunks, attention, self._launch)
             if layer is weights.layers[-1]:  # from here on, what leads to no logits is not wanted
                 rows = batch.last_rows.long()
                 residual, normed, attention = residual[rows], normed.select(rows), attention[rows]

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gptj_triton.engine.device import FLOAT8
 from gptj_triton.engine.gpu.matrix import MOST_ROWS, choose_tiling, linear
 from gptj_triton.engine.gpu.quantize import dequantize, quantize_rows
-from gptj_triton.engine.gpu.weights import FLOAT8, Matrix
+from gptj_triton.engine.gpu.weights import Matrix
 
 # int8: up to here the weights are read once for each MOST_ROWS rows, as writing them in 16 bits takes longer.
 MOST_WIDENED_ROWS = 3 * MOST_ROWS

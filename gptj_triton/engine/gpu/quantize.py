@@ -10,17 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gptj_triton.engine.gpu.decode_attention import gelu_tanh
+from gptj_triton.engine.gpu.functions import gelu_tanh, scale_to_float8
 from gptj_triton.engine.gpu.overlap import let_next_begin, overlap, wait_for_last
-from gptj_triton.engine.gpu.weights import FLOAT8, LARGEST
-
-LARGEST_FLOAT8 = tl.constexpr(LARGEST[FLOAT8])
-
-
-@triton.jit
-def scale_to_float8(row):
-    """The scale that makes the largest number of `row` the largest one of float8; a row of zeros has one, too."""
-    return tl.maximum(tl.max(tl.abs(row), axis=0) / LARGEST_FLOAT8, 1e-12)
 
 
 @triton.jit

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gptj_triton.engine.gpu.functions import scale_to_float8
 from gptj_triton.engine.gpu.overlap import let_next_begin, overlap, wait_for_last
-from gptj_triton.engine.gpu.quantize import scale_to_float8
 
 
 @triton.jit

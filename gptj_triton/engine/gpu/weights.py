@@ -16,8 +16,8 @@ from torch import Tensor
 
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.checkpoint.weights import ModelWeights, load_converted_weights
+from gptj_triton.engine.device import FLOAT8
 
-FLOAT8 = torch.float8_e4m3fn
 # The largest number of each type of 8 bits: the largest weight of an output column becomes this.
 LARGEST = {FLOAT8: 448.0, torch.int8: 127.0}
 COLUMNS_AT_ONCE = 256  # so that little memory is needed besides

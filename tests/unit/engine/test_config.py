@@ -95,10 +95,17 @@ def test_spellings_of_people_and_of_older_versions_are_understood(
     assert getattr(config, field) == expected
 
 
-@pytest.mark.parametrize("settings", [{"int8_mode": 1}, {"int8_mode": 1, "data_type": "bf16"}, {"data_type": "fp8"}])
-def test_eight_bits_need_a_gpu(settings: dict[str, Any]) -> None:
-    name = "int8_mode is 1" if "int8_mode" in settings else "data_type is 'fp8'"
-    with pytest.raises(ConfigError, match=f"parameter {name}, allowed: .* unless there is one GPU"):
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"int8_mode": 1}, "int8_mode is 1"),
+        ({"int8_mode": 1, "data_type": "bf16"}, "int8_mode is 1"),
+        ({"data_type": "fp8"}, "data_type is 'fp8'"),
+        ({"kv_cache_data_type": "fp8"}, "kv_cache_data_type is 'fp8'"),
+    ],
+)
+def test_eight_bits_need_a_gpu(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=f"parameter {named}, allowed: .* unless there is one GPU"):
         load_engine(EngineConfig(str(EMBEDDED_MODEL), device="cpu", **settings))
 
 

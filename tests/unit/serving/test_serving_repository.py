@@ -14,7 +14,7 @@ from gptj_triton.serving.errors import ServeError
 from gptj_triton.serving.repository import Overrides, read_config, stage_repository
 
 REPOSITORY = PROJECT / "model_repository"
-OVERRIDES = Overrides(Checkpoint(Path("/w"), Path("/t"), 48), "cuda", "bf16", 1, 2, "/opt/python", 70)
+OVERRIDES = Overrides(Checkpoint(Path("/w"), Path("/t"), 48), "cuda", "bf16", 1, "fp8", 2, "/opt/python", 70)
 
 # What NVIDIA's library takes and gives for GPT-J (fastertransformer_backend, all_models/gptj, and its GptJTritonModel).
 NVIDIA_INPUTS = {
@@ -84,6 +84,7 @@ def test_overrides_reach_the_models_they_are_for(tmp_path: Path) -> None:
         "device": "cuda",
         "data_type": "bf16",
         "int8_mode": "1",
+        "kv_cache_data_type": "fp8",
         "tensor_para_size": "2",
         "engine_python": "/opt/python",
         "context_length": "48",
