@@ -6,19 +6,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gptj_triton.engine.kv_cache import LayerCache
+from gptj_triton.engine.device import FLOAT8
+from gptj_triton.engine.gpu.kv_cache import LayerCache
 from gptj_triton.engine.rotary import rotate
 
 
-def to_float8(vectors: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Vectors along an axis in float8, and the float32 scales that they must be multiplied by."""
-    scales = (vectors.float().abs().amax(axis) / 448).clamp(min=1e-12)
-    return (vectors.float() / scales.unsqueeze(axis)).to(torch.float8_e4m3fn), scales
+def to_float8(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors along the last axis in float8, and the float32 scales that they must be multiplied by."""
+    scales = (vectors.float().abs().amax(-1) / 448).clamp(min=1e-12)
+    return (vectors.float() / scales[..., None]).to(FLOAT8), scales
 
 
 def keys_of(cache: LayerCache) -> Tensor:
-    """What is cached, float32 [pages, heads, D, PAGE]."""
-    return cache.keys.float() if cache.key_scales is None else cache.keys.float() * cache.key_scales.unsqueeze(2)
+    """What is cached, float32 [pages, heads, PAGE, D]."""
+    return cache.keys.float() if cache.key_scales is None else cache.keys.float() * cache.key_scales[..., None]
 
 
 def values_of(cache: LayerCache) -> Tensor:
@@ -29,13 +30,13 @@ def values_of(cache: LayerCache) -> Tensor:
 def write(cache: LayerCache, pages: Tensor, slots: Tensor, key: Tensor, value: Tensor) -> None:
     """Cache K and V of N tokens, [N, heads, D] each, at int64 [N] `pages` and `slots`."""
     if cache.key_scales is not None and cache.value_scales is not None:
-        (key, key_scales), (value, value_scales) = to_float8(key, axis=2), to_float8(value, axis=2)
+        (key, key_scales), (value, value_scales) = to_float8(key), to_float8(value)
         cache.key_scales[pages, :, slots], cache.value_scales[pages, :, slots] = key_scales, value_scales
     if key.element_size() == 1:  # torch cannot index float8
-        cache.keys.view(torch.uint8)[pages, :, :, slots] = key.view(torch.uint8)
+        cache.keys.view(torch.uint8)[pages, :, slots] = key.view(torch.uint8)
         cache.values.view(torch.uint8)[pages, :, slots] = value.view(torch.uint8)
     else:
-        cache.keys[pages, :, :, slots] = key.to(cache.keys.dtype)
+        cache.keys[pages, :, slots] = key.to(cache.keys.dtype)
         cache.values[pages, :, slots] = value.to(cache.values.dtype)
 
 
@@ -49,7 +50,7 @@ def decode_attention_reference(
     activations: Tensor,
 ) -> None:
     """`decode_attention` in plain torch operations, computed in float32, a row at a time."""
-    _, heads, head_size, page = cache.keys.shape
+    _, heads, page, head_size = cache.keys.shape
     attended = heads * head_size
     for row, position in enumerate(positions.tolist()):
         if position < 0:
@@ -70,10 +71,10 @@ def attend_reference(query: Tensor, cache: LayerCache, table: Tensor, start: int
 
     `query` float32 [heads, M, D], rotated; `table` int32 [P]; returns float32 [heads, M, D].
     """
-    _, _, head_size, page = cache.keys.shape
+    _, _, page, head_size = cache.keys.shape
     end = start + query.shape[1]
     pages = table[: -(-end // page)].long()
-    key = keys_of(cache)[pages].permute(1, 0, 3, 2).flatten(1, 2)[:, :end]  # [heads, C, D]
+    key = keys_of(cache)[pages].transpose(0, 1).flatten(1, 2)[:, :end]  # [heads, C, D]
     value = values_of(cache)[pages].transpose(0, 1).flatten(1, 2)[:, :end]
     scores = query @ key.transpose(1, 2) * head_size**-0.5  # [heads, M, C]
     hidden = torch.arange(end, device=query.device) > torch.arange(start, end, device=query.device)[:, None]
@@ -90,7 +91,7 @@ def rotate_and_write_reference(
     sin: Tensor,
 ) -> None:
     """`rotate_and_write` in plain torch operations."""
-    _, heads, head_size, _ = cache.keys.shape
+    _, heads, _, head_size = cache.keys.shape
     live = positions >= 0
     query_key_value = projected[live, : 3 * heads * head_size].unflatten(1, (3, heads, head_size))
     rotate(query_key_value[:, :2], torch.complex(cos, sin)[positions[live].long()][:, None, None])
@@ -107,7 +108,7 @@ def prefill_attention_reference(
     activations: Tensor,
 ) -> None:
     """`prefill_attention` in plain torch operations, computed in float32, a chunk at a time."""
-    _, heads, head_size, _ = cache.keys.shape
+    _, heads, _, head_size = cache.keys.shape
     bounds = first_rows.tolist()
     for chunk, start in enumerate(starts.tolist()):
         rows = slice(bounds[chunk], bounds[chunk + 1])

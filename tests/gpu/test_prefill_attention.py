@@ -8,9 +8,8 @@ from attention_cases import (
     PAGE,
     Layer,
     Shape,
+    assert_cached,
     assert_near,
-    assert_near_keys,
-    assert_same_values,
     copy_of,
     make_layer,
     needs_rounding,
@@ -122,8 +121,7 @@ def test_tokens_are_rotated_and_cached(
     rotate_and_write(projected, cache, pages, slots, positions, layer.cos, layer.sin)
     rotate_and_write_reference(expected, layer.cache, pages, slots, positions, layer.cos, layer.sin)
     assert_near(projected, expected)
-    assert_near_keys(cache, layer.cache)
-    assert_same_values(cache, layer.cache)
+    assert_cached(cache, layer.cache)
 
 
 def test_blocks_cover_every_token_once_and_the_longest_context_comes_first() -> None:

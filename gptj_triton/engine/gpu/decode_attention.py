@@ -15,10 +15,11 @@ import triton.language as tl
 from torch import Tensor
 
 from gptj_triton.engine.gpu.functions import gelu_tanh, scale_to_float8
+from gptj_triton.engine.gpu.kv_cache import LayerCache
 from gptj_triton.engine.gpu.overlap import let_next_begin, overlap, wait_for_last
-from gptj_triton.engine.kv_cache import LayerCache
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+LOWEST = tl.constexpr(-1e30)
 
 
 class DecodeLaunch(NamedTuple):
@@ -34,8 +35,8 @@ class DecodeLaunch(NamedTuple):
     most_splits: int = 64
     least_pages: int = 2
     tile_pages: int = 1
-    warps: int = 2
-    stages: int = 3
+    warps: int = 1
+    stages: int = 2
     columns: int = 1024
     combined: int = 4096
     combine_warps: int = 4
@@ -43,7 +44,7 @@ class DecodeLaunch(NamedTuple):
 
 def decode_launch(rows: int) -> DecodeLaunch:
     """How `decode_attention` is launched for a bucket, by default."""
-    return DecodeLaunch(least_pages=1) if rows == 1 else DecodeLaunch()
+    return DecodeLaunch(least_pages=1, warps=2) if rows == 1 else DecodeLaunch()
 
 
 def decode_splits(rows: int, heads: int, launch: DecodeLaunch | None = None) -> int:
@@ -76,7 +77,7 @@ def decode_attention(
     `cos`, `sin` float32 [context, rotary_dim / 2]. `workspace` float32, `decode_workspace_size` numbers or more. A dead
     row's activations stay as they are, and nothing of it is read.
     """
-    rows, (_, heads, head_size, page) = projected.shape[0], cache.keys.shape
+    rows, (_, heads, page, head_size) = projected.shape[0], cache.keys.shape
     launch = launch or decode_launch(rows)
     attended = heads * head_size
     inner = projected.shape[1] - 3 * attended
@@ -195,10 +196,7 @@ def _attend_kernel(
     dims = tl.arange(0, D)
     slots = tl.arange(0, PAGE)
     tile = tl.arange(0, TILE_PAGES)
-    # Pages are the middle axis: the last has the vector loads, the first is spread over threads before the middle one,
-    # so a thread has all pages of a tile, and only the sum over D crosses threads.
-    in_keys = dims[:, None, None] * PAGE + slots[None, None, :]  # [D, 1, PAGE]
-    in_values = slots[:, None, None] * D + dims[None, None, :]  # [PAGE, 1, D]
+    in_page = slots[:, None, None] * D + dims[None, None, :]  # [PAGE, 1, D]
     table = tables + row.to(tl.int64) * table_stride
     pages = tl.load(table + first_page + tile, mask=first_page + tile < end_page, other=0)
 
@@ -218,17 +216,20 @@ def _attend_kernel(
         tl.store(key_scales + scale, key_scale, mask=owns)
         tl.store(value_scales + scale, value_scale, mask=owns)
     stored_key, stored_value = new_key.to(keys.dtype.element_ty), new_value.to(values.dtype.element_ty)
-    tl.store(keys + offset + dims * PAGE + slot, stored_key, mask=owns & (dims >= 0))
+    tl.store(keys + offset + slot * D + dims, stored_key, mask=owns & (dims >= 0))
     tl.store(values + offset + slot * D + dims, stored_value, mask=owns & (dims >= 0))
     # What later steps will read of it.
     new_key, new_value = stored_key.to(tl.float32), stored_value.to(tl.float32)
     if key_scales is not None:
         new_key, new_value = new_key * key_scale, new_value * value_scale
 
-    # Sums over slots and dimensions stay apart until after the loop, so that a thread adds up what it loaded itself.
-    maximum = tl.where(owns, tl.sum(query * new_key), float("-inf"))
-    weight_sums = tl.where(owns & (slots == 0), 1.0, 0.0)  # [PAGE]
-    weighted = tl.where(owns & (slots == 0)[:, None], new_value[None, :], 0.0)  # [PAGE, D]
+    # Each slot of a page has sums of its own until after the loop, so that no warp waits for another within it: the
+    # threads of a slot, side by side, add up its score and weight its value. The least maximum is finite, because the
+    # difference of two infinities is no number.
+    mine = owns & (slots == 0)
+    maximum = tl.where(mine, tl.sum(query * new_key), LOWEST)  # [PAGE]
+    weight_sums = tl.where(mine, 1.0, 0.0)  # [PAGE]
+    weighted = tl.where(mine[:, None], new_value[None, :], 0.0)  # [PAGE, D]
     for start in tl.range(first_page, end_page, TILE_PAGES, num_stages=STAGES):
         numbers = start + tile
         held = numbers < end_page
@@ -237,29 +238,31 @@ def _attend_kernel(
         # Here, so that the next tile's loads need not wait for it.
         pages = tl.load(table + numbers + TILE_PAGES, mask=numbers + TILE_PAGES < end_page, other=0)
         # Masked by page alone: a mask along the contiguous axis would cut loads to one element.
-        key = tl.load(keys + offsets[None, :, None] + in_keys, mask=held[None, :, None], other=0.0)
-        value = tl.load(values + offsets[None, :, None] + in_values, mask=held[None, :, None], other=0.0)
-        scores = tl.sum(query[:, None, None] * key.to(tl.float32), axis=0)  # [TILE_PAGES, PAGE]
-        seen = held[:, None] & ((numbers * PAGE)[:, None] + slots[None, :] < position)
+        key = tl.load(keys + offsets[None, :, None] + in_page, mask=held[None, :, None], other=0.0)
+        value = tl.load(values + offsets[None, :, None] + in_page, mask=held[None, :, None], other=0.0)
+        scores = tl.sum(query[None, None, :] * key.to(tl.float32), axis=2)  # [PAGE, TILE_PAGES]
+        seen = held[None, :] & ((numbers * PAGE)[None, :] + slots[:, None] < position)
         if key_scales is not None:
-            scales = heads_of_pages[:, None] * PAGE + slots[None, :]
+            scales = heads_of_pages[None, :] * PAGE + slots[:, None]
             scores *= tl.load(key_scales + scales, mask=seen, other=0.0)
         scores = tl.where(seen, scores, float("-inf"))
-        higher = tl.maximum(maximum, tl.max(tl.max(scores, axis=1), axis=0))
-        weights = tl.trans(tl.exp2(scores - higher))  # [PAGE, TILE_PAGES]
+        higher = tl.maximum(maximum, tl.max(scores, axis=1))
+        weights = tl.exp2(scores - higher[:, None])  # [PAGE, TILE_PAGES]
         rescale = tl.exp2(maximum - higher)
         # What a page holds behind the context is another's, and may even be infinite.
-        value = tl.where(tl.trans(seen)[:, :, None], value, 0.0).to(tl.float32)
+        value = tl.where(seen[:, :, None], value, 0.0).to(tl.float32)
         weight_sums = weight_sums * rescale + tl.sum(weights, axis=1)
         if value_scales is not None:
-            weights *= tl.trans(tl.load(value_scales + scales, mask=seen, other=0.0))
-        weighted = weighted * rescale + tl.sum(weights[:, :, None] * value, axis=1)
+            weights *= tl.load(value_scales + scales, mask=seen, other=0.0)
+        weighted = weighted * rescale[:, None] + tl.sum(weights[:, :, None] * value, axis=1)
         maximum = higher
 
+    highest = tl.max(maximum, axis=0)
+    rescale = tl.exp2(maximum - highest)
     part = (row * HEADS + head) * SPLITS + split
-    tl.store(partial + part.to(tl.int64) * D + dims, tl.sum(weighted, axis=0))
-    tl.store(maxima + part, maximum)
-    tl.store(sums + part, tl.sum(weight_sums, axis=0))
+    tl.store(partial + part.to(tl.int64) * D + dims, tl.sum(weighted * rescale[:, None], axis=0))
+    tl.store(maxima + part, highest)
+    tl.store(sums + part, tl.sum(weight_sums * rescale, axis=0))
 
 
 @triton.jit

@@ -19,13 +19,13 @@ from torch import Tensor
 from gptj_triton.engine.device import FLOAT8
 from gptj_triton.engine.gpu.decode_attention import decode_attention, decode_workspace_size
 from gptj_triton.engine.gpu.graphs import GpuParts, capture
+from gptj_triton.engine.gpu.kv_cache import GpuKVCache
 from gptj_triton.engine.gpu.matrix import MOST_ROWS, choose_tiling
 from gptj_triton.engine.gpu.products import Rows, product_into
 from gptj_triton.engine.gpu.quantize import quantize_rows
 from gptj_triton.engine.gpu.residual import add_norm, embed
 from gptj_triton.engine.gpu.transfer import fill, fill_page_tables
 from gptj_triton.engine.gpu.weights import Matrix
-from gptj_triton.engine.kv_cache import KVCache
 from gptj_triton.engine.step_plan import GroupPlan, StepPlan
 
 # Rows that a graph is captured for.
@@ -70,7 +70,7 @@ class DecodeStep:
         self._workspace = torch.empty(workspace, device=parts.device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
-    def capture(self, cache: KVCache) -> None:
+    def capture(self, cache: GpuKVCache) -> None:
         """From now on, `run` runs graphs, over this cache."""
         self._graphs = {}
         stream = torch.cuda.Stream(self._parts.device)
@@ -84,7 +84,7 @@ class DecodeStep:
             graph, _ = capture(partial(self._compute, buffers, cache), stream, graph)
             self._graphs[rows] = graph
 
-    def run(self, plan: StepPlan, groups: list[GroupPlan], cache: KVCache) -> Tensor:
+    def run(self, plan: StepPlan, groups: list[GroupPlan], cache: GpuKVCache) -> Tensor:
         """Queue the step of `groups`, the first of the plan; returns float32 logits [rows, V] until the next step."""
         count = sum(len(group.starts) for group in groups)
         rows = self._buckets[bisect.bisect_left(self._buckets, count)]
@@ -101,7 +101,7 @@ class DecodeStep:
             self._compute(buffers, cache)
         return buffers.logits[:count]
 
-    def _compute(self, buffers: Buffers, cache: KVCache) -> None:
+    def _compute(self, buffers: Buffers, cache: GpuKVCache) -> None:
         """The step of a bucket, from its inputs to its logits."""
         parts, weights, eps = self._parts, self._parts.weights, self._parts.model.layer_norm_eps
         embed(buffers.tokens, parts.sampled, weights.embedding, buffers.residual)

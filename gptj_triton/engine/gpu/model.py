@@ -19,10 +19,11 @@ from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.device import FLOAT8, compute_type, memory_left
 from gptj_triton.engine.gpu.decode_step import DecodeStep
 from gptj_triton.engine.gpu.graphs import GpuParts
+from gptj_triton.engine.gpu.kv_cache import GpuKVCache
 from gptj_triton.engine.gpu.prefill_step import PrefillStep
 from gptj_triton.engine.gpu.transfer import to_device
 from gptj_triton.engine.gpu.weights import load_gpu_weights
-from gptj_triton.engine.kv_cache import PAGE_SIZE, KVCache
+from gptj_triton.engine.kv_cache import PAGE_SIZE
 from gptj_triton.engine.rotary import rotary_table
 from gptj_triton.engine.step_plan import StepPlan
 
@@ -49,7 +50,7 @@ class GpuModel:
         self._prefill = PrefillStep(self._parts)
         self._prefill_stream = torch.cuda.Stream(device)  # prefill needs the matrix units, decoding does not
         self._cache_dtype = FLOAT8 if config.kv_cache_data_type == FP8 else dtype
-        self._cache = KVCache(model, 1, self._cache_dtype, device)
+        self._cache = GpuKVCache(model, 1, self._cache_dtype, device)
 
     @property
     def device(self) -> torch.device:
@@ -58,12 +59,12 @@ class GpuModel:
     @property
     def page_bytes(self) -> int:
         """Memory that one page of the KV cache takes up."""
-        return KVCache.page_bytes(self._parts.model, self._cache_dtype)
+        return GpuKVCache.page_bytes(self._parts.model, self._cache_dtype)
 
     def allocate(self, num_pages: int) -> None:
         """Make an empty KV cache of that size, and capture graphs over it."""
         started = time.monotonic()
-        self._cache = KVCache(self._parts.model, num_pages, self._cache_dtype, self.device)
+        self._cache = GpuKVCache(self._parts.model, num_pages, self._cache_dtype, self.device)
         self._decode.capture(self._cache)
         self._prefill.capture(self._cache)
         log.info("CUDA graphs captured in %.1f s", time.monotonic() - started)

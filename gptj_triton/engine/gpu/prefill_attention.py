@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gptj_triton.engine.gpu.decode_attention import LOG2_E
 from gptj_triton.engine.gpu.functions import scale_to_float8
-from gptj_triton.engine.kv_cache import LayerCache
+from gptj_triton.engine.gpu.kv_cache import LayerCache
 
 
 class PrefillLaunch(NamedTuple):
@@ -79,7 +79,7 @@ def rotate_and_write(
     `positions` int32 [T], of each token; one at position -1 is left alone. `cos`, `sin` float32 [context, rotary_dim /
     2].
     """
-    tokens, (_, heads, head_size, page) = projected.shape[0], cache.keys.shape
+    tokens, (_, heads, page, head_size) = projected.shape[0], cache.keys.shape
     _rotate_and_write_kernel[triton.cdiv(tokens, WRITE_TOKENS), heads](
         projected,
         projected.stride(0),
@@ -116,7 +116,7 @@ def prefill_attention(
     first_rows[s + 1] and positions from starts[s] on. `blocks` int32 [blocks, 2]: `query_blocks` of `launch.queries`.
     """
     launch = launch or prefill_launch(projected.dtype, projected.device)
-    _, heads, head_size, page = cache.keys.shape
+    _, heads, page, head_size = cache.keys.shape
     _attend_kernel[heads, blocks.shape[0]](  # the first axis starts first: the longest blocks of all heads
         projected,
         projected.stride(0),
@@ -173,8 +173,7 @@ def _rotate_and_write_kernel(
 ):
     """TOKENS tokens of one head.
 
-    Where addresses follow no order the compiler knows, it gives neighbouring threads neighbours of the first axis. So D
-    comes first, except where K is stored: there tokens do, for their slots lie side by side.
+    Where addresses follow no order the compiler knows, it gives neighbouring threads neighbours of the first axis: D.
     """
     tokens = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     head = tl.program_id(1)
@@ -200,10 +199,9 @@ def _rotate_and_write_kernel(
         key, value = key / key_scale[None, :], value / value_scale[None, :]
         tl.store(key_scales + head_of_page * PAGE + slot, key_scale, mask=live)
         tl.store(value_scales + head_of_page * PAGE + slot, value_scale, mask=live)
-    to_values = values + (offset + slot * D)[None, :] + dims[:, None]  # [D, TOKENS]
-    tl.store(to_values, value.to(values.dtype.element_ty), mask=live[None, :])
-    to_keys = keys + (offset + slot)[:, None] + (dims * PAGE)[None, :]  # [TOKENS, D]
-    tl.store(to_keys, tl.trans(key).to(keys.dtype.element_ty), mask=live[:, None])
+    places = (offset + slot * D)[None, :] + dims[:, None]  # [D, TOKENS]
+    tl.store(keys + places, key.to(keys.dtype.element_ty), mask=live[None, :])
+    tl.store(values + places, value.to(values.dtype.element_ty), mask=live[None, :])
 
 
 @triton.jit
@@ -252,11 +250,8 @@ def _attend_kernel(
         page = tl.load(table + seen_at // PAGE, mask=held, other=0).to(tl.int64)
         head_of_page = page * HEADS + head
         offset = head_of_page * (D * PAGE)
-        # A page's slots lie side by side, which a page number read from memory hides from the compiler.
-        in_keys = offset[None, :] + (dims * PAGE)[:, None] + (steps % PAGE)[None, :]  # [D, KEYS]
-        in_keys = tl.max_contiguous(tl.multiple_of(in_keys, (1, PAGE)), (1, PAGE))
-        in_values = offset[:, None] + (steps % PAGE * D)[:, None] + dims[None, :]  # [KEYS, D]
-        key = tl.load(keys + in_keys)  # no mask, which would cut loads to one element: scores are masked
+        in_pages = offset[:, None] + (seen_at % PAGE * D)[:, None] + dims[None, :]  # [KEYS, D]
+        key = tl.trans(tl.load(keys + in_pages, mask=held[:, None], other=0.0))
         scores = tl.dot(query, key.to(query.dtype), input_precision="ieee") * (D**-0.5 * LOG2_E)
         scale = head_of_page * PAGE + seen_at % PAGE
         if key_scales is not None:
@@ -266,7 +261,7 @@ def _attend_kernel(
         weights = tl.exp2(scores - higher[:, None])
         rescale = tl.exp2(maximum - higher)
         # What a page holds behind the context is another's, and may even be infinite.
-        value = tl.load(values + in_values, mask=held[:, None], other=0.0)
+        value = tl.load(values + in_pages, mask=held[:, None], other=0.0)
         if value_scales is not None:
             value = (value.to(tl.float32) * tl.load(value_scales + scale, mask=held, other=0.0)[:, None]).to(
                 query.dtype

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from gptj_triton.engine.gpu.graphs import GpuParts, capture
+from gptj_triton.engine.gpu.kv_cache import GpuKVCache
 from gptj_triton.engine.gpu.prefill_attention import prefill_attention, prefill_launch, query_blocks, rotate_and_write
 from gptj_triton.engine.gpu.prefill_batch import Chunks, PrefillBatch, PrefillShape, pack_prefill
 from gptj_triton.engine.gpu.products import Rows, block_update, product
 from gptj_triton.engine.gpu.residual import add_norm, embed
 from gptj_triton.engine.gpu.transfer import fill, to_device
-from gptj_triton.engine.kv_cache import KVCache
 from gptj_triton.engine.step_plan import GroupPlan, StepPlan
 
 # Where launching kernels one by one takes longer than computing: tokens, of fewer than BUCKET_CHUNKS chunks.
@@ -43,7 +43,7 @@ class PrefillStep:
         self._launch = prefill_launch(parts.dtype, parts.device)
         self._graphs: list[PrefillGraph] = []
 
-    def capture(self, cache: KVCache) -> None:
+    def capture(self, cache: GpuKVCache) -> None:
         """From now on, `run` runs graphs, over this cache."""
         self._graphs = []
         stream, graph = torch.cuda.Stream(self._parts.device), None
@@ -56,7 +56,7 @@ class PrefillStep:
             graph, logits = capture(partial(self._compute, batch, cache), stream, graph)
             self._graphs.append(PrefillGraph(graph, shape, numbers, logits))
 
-    def run(self, plan: StepPlan, groups: list[GroupPlan], last_rows: list[int], cache: KVCache) -> Tensor:
+    def run(self, plan: StepPlan, groups: list[GroupPlan], last_rows: list[int], cache: GpuKVCache) -> Tensor:
         """Queue the step of `groups`, the last of the plan; `last_rows` count from their first token.
 
         Returns float32 logits [L, V], until the next step."""
@@ -79,7 +79,7 @@ class PrefillStep:
                 return one
         return None
 
-    def _compute(self, batch: PrefillBatch[Tensor], cache: KVCache) -> Tensor:
+    def _compute(self, batch: PrefillBatch[Tensor], cache: GpuKVCache) -> Tensor:
         """The logits [L, V] of chunks of batch."""
         parts, weights = self._parts, self._parts.weights
         eps, size = parts.model.layer_norm_eps, parts.model.hidden_size
