@@ -33,7 +33,9 @@ from gptj_triton.errors import EngineError
 
 STEPS = [(batch, context) for context in (128, 512) for batch in (1, 8, 32, 64, 128)] + [(256, 128)]
 FIRST_TOKENS = [(1, 128), (1, 512), (1, 2048), (8, 128), (8, 512), (64, 512)]
-RUNS = [(64, 128, 128), (1024, 128, 128), (264, 2048, 128), (36, 2048, 2048), (160, 128, 2048)]  # requests, in, out
+# Requests, tokens in and out. The second kind fills a KV cache of 16 bits a number; one of 8 bits gets twice as many.
+RUNS = [(64, 128, 128), (1024, 128, 128)]
+FILLING_RUNS = [(264, 2048, 128), (36, 2048, 2048), (160, 128, 2048)]
 # The choices of --data-type, and how many bytes each number of the layers' matrices then takes.
 MATRIX_BYTES = {"fp16": 2, "bf16": 2, "fp8": 1, "int8": 1}
 
@@ -73,6 +75,8 @@ class Benchmark:
         self._head_flops = 2 * weights["lm_head.weight"]  # for each token whose logits are wanted
         self._layer_flops = 2 * sum(weights.values()) - self._head_flops  # for each token
         self._attention_flops = 4 * model.num_layers * model.hidden_size  # for each token and position it sees
+        filling = [(requests * 2 // cache_bytes, length, new) for requests, length, new in FILLING_RUNS]
+        self.runs = RUNS + filling
         self._token_bytes = 2 * model.num_layers * model.hidden_size * cache_bytes  # K and V
 
     def decode_step(self, batch: int, context: int, steps: int = 32) -> Measurement:
@@ -151,7 +155,7 @@ def measure(benchmark: Benchmark, quick: bool) -> Iterator[Measurement]:
     """All figures, each as soon as it is measured; with `quick` only the smallest of each kind."""
     yield from (benchmark.decode_step(*step) for step in (STEPS[:1] if quick else STEPS))
     yield from (benchmark.first_token(*prompts) for prompts in (FIRST_TOKENS[:1] if quick else FIRST_TOKENS))
-    yield from (benchmark.whole_run(*run) for run in (RUNS[:1] if quick else RUNS))
+    yield from (benchmark.whole_run(*run) for run in benchmark.runs[: 1 if quick else None])
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -76,13 +77,14 @@ def test_tokens_are_those_of_plain_torch_and_of_a_request_alone(config: EngineCo
     made = requests()
     engine = load_engine(config)
     found = run(engine, made)
-    assert [run(engine, [one])[0] for one in made] == found
+    alone = [run(engine, [one])[0] for one in made]
     model_config = ModelConfig.read(config.checkpoint)
     plain = assemble(config, model_config, ShardedModel(config, model_config), HostSampler())
     expected = run(plain, made)
-    equal = sum(one == other for one, other in zip(found, expected, strict=True))
-    # In fp16 a near-tie may go the other way; in fp32 none of these does.
-    assert equal >= (24 if config.data_type == "fp32" else 20)
+    same_alone, same = (sum(map(operator.eq, found, others)) for others in (alone, expected))
+    # Kernels cut sums by the number of rows. So in fp16 a near-tie may go the other way; in fp32 none of these does.
+    assert same_alone >= (24 if config.data_type == "fp32" else 22)
+    assert same >= (24 if config.data_type == "fp32" else 20)
 
 
 @pytest.mark.parametrize(
