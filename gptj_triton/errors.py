@@ -8,6 +8,10 @@ EngineError
 
 from __future__ import annotations
 
+# With this every message begins that says: not now, please try again. Triton's `generate` turns all errors of a model
+# into 400, so clients and proxies know them by this word.
+UNAVAILABLE = "UNAVAILABLE: "
+
 
 class EngineError(Exception):
     """Root of everything this package raises on purpose."""

@@ -107,6 +107,7 @@ def choose_overrides(options: Options, folder: Path, plain: PlainPaths) -> Overr
         tensor_para_size=options.tensor_para_size,
         engine_python=plain.program(resolve_engine_python(options), "engine-python"),
         stream_pieces_per_second=options.stream_pieces_per_second,
+        limits=dict(options.limit),
     )
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from gptj_triton.checkpoint.data_types import COMPUTE_TYPES, FP8
+from gptj_triton.errors import ConfigError
+from gptj_triton.limits import parse_limit
 from gptj_triton.project import REPOSITORY
 from gptj_triton.serving.errors import ServeError
 
@@ -34,7 +36,7 @@ OVERRIDING_OPTIONS = (
         "tensor_para_size",
         "engine_python",
     ),
-    *("stream_pieces_per_second", "streaming_ensemble", "backend_directory"),
+    *("stream_pieces_per_second", "streaming_ensemble", "limit", "backend_directory"),
 )
 
 PORTS = ("http_port", "grpc_port", "metrics_port")
@@ -58,6 +60,7 @@ class Options:
     metrics_port: int
     stream_pieces_per_second: int | None
     streaming_ensemble: bool
+    limit: list[tuple[str, int]]  # each name and number that was given
     backend_directory: Path | None
     engine_python: str
     print_command: bool
@@ -131,6 +134,14 @@ def positive(text: str) -> int:
     return value
 
 
+def limit(text: str) -> tuple[str, int]:
+    name, _, number = text.partition("=")
+    try:
+        return name, parse_limit(name, number)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def parser() -> OneLineParser:
     result = OneLineParser(
         prog="serve.py",
@@ -163,6 +174,8 @@ def parser() -> OneLineParser:
     add("--stream-pieces-per-second", type=positive, metavar="N", help=pace_help)
     ensemble_help = "let `ensemble` stream where a request says stream: true, and lose `infer` on it"
     add("--streaming-ensemble", action="store_true", help=ensemble_help)
+    limit_help = "the most that a request may hold, such as max_request_tokens=100000; may be given again"
+    add("--limit", type=limit, action="append", default=[], metavar="NAME=NUMBER", help=limit_help)
     add("--backend-directory", type=Path, metavar="DIR", help="directory with NVIDIA's fastertransformer backend")
     add("--engine-python", default="python3", metavar="PROGRAM", help="the Python that has torch (default: this one)")
     timeout_help = "end the start where a model is not ready after so long (default: 1800)"

@@ -26,7 +26,8 @@ from gptj_triton.errors import ConfigError, UnavailableError
 from gptj_triton.process.client import Answer, EngineClient, Failed
 from gptj_triton.process.messages import Finished, TokenDelta
 from gptj_triton.triton.output_tensors import PieceTensors, passed_through, write_tensors
-from gptj_triton.triton.tensors import Row, Tensors
+from gptj_triton.triton.request_size import Tensors
+from gptj_triton.triton.tensors import Row
 
 Outputs: TypeAlias = dict[str, NDArray[Any]]
 
@@ -55,8 +56,13 @@ class Responder(Protocol):
 
     def send(self, outputs: Outputs, last: bool) -> None: ...
 
+    request_id: str  # the client's, or one of ours
+
     def fail(self, message: str) -> None:
-        """Send an error of the server as the last response."""
+        """Say as the last response that no engine can take or finish the request now."""
+
+    def fail_by(self, error: Exception) -> None:
+        """Say as the last response that a fault of the server, `error`, ended the request."""
 
     def is_cancelled(self) -> bool:
         """Whether the client left, as far as the server knows. Not to be called after the last response."""
@@ -226,7 +232,8 @@ class Replies:
         if reply.sent_last:
             return
         if reply.failed is not None:
-            self._fail(reply, reply.failed.message)
+            self._abandon(reply)
+            reply.responder.fail(reply.failed.message)
         else:
             self._respond(reply, reply.outputs, last=True)
 
@@ -236,17 +243,16 @@ class Replies:
             if tensors is not None:
                 reply.responder.send(tensors, last)
         except Exception as error:
-            log.exception("an answer could not be sent")
-            self._fail(reply, f"the answer could not be sent: {error}")
+            self._abandon(reply)
+            reply.responder.fail_by(error)
         else:
             if last:
                 self._finish(reply)
 
-    def _fail(self, reply: Reply, message: str) -> None:
-        """End a reply with an error; nobody waits for what is still in flight of it."""
+    def _abandon(self, reply: Reply) -> None:
+        """End a reply that becomes an error; nobody waits for what is still in flight of it."""
         self._finish(reply)
         self._cancel(reply)
-        reply.responder.fail(message)
 
     def _finish(self, reply: Reply) -> None:
         reply.sent_last = True

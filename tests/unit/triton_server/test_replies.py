@@ -68,6 +68,7 @@ class Client:
 
     def __init__(self) -> None:
         self.began = time.monotonic()
+        self.request_id = "id"
         self.responses: queue.Queue[tuple[float, Outputs | str, bool]] = queue.Queue()
         self.left = False
         self.ended = False
@@ -86,6 +87,9 @@ class Client:
         copied = {name: array.copy() for name, array in outputs.items()}
         self.ended = last
         self.responses.put((time.monotonic() - self.began, copied, last))
+
+    def fail_by(self, error: Exception) -> None:
+        self.fail(f"fault: {error}")
 
     def fail(self, message: str) -> None:
         assert not self.ended
@@ -271,7 +275,7 @@ def test_a_response_that_cannot_be_sent_ends_its_request_alone(engine: Engine, r
     begin(replies, client)
     broken.breaks = True
     engine.add(0, 5)
-    assert broken.take()[1] == "the answer could not be sent: no shared memory"
+    assert broken.take()[1] == "fault: no shared memory"
     assert engine.cancelled == [0]
     engine.end(1, 5)
     assert client.take()[2]

@@ -1,0 +1,95 @@
+"""What a stub writes to Triton's log, and the errors that clients get: each kind is made in one place.
+
+A line about a request begins with `[request id: ID]`, as Triton's own do. No line at the default level has text of a
+request, and no error that a client gets has a path or a word of an exception: those stand in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+import traceback
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from gptj_triton.errors import UNAVAILABLE
+
+LONGEST_ID = 64  # of a client's id, in a line of the log
+LINES_A_SECOND = 50  # about requests, so that a flood of bad ones does not become one of lines
+
+log = logging.getLogger("gptj_triton")
+
+
+class TritonHandler(logging.Handler):
+    """Hands records to Triton's log. Triton writes those of level DEBUG from --log-verbose=1 on."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record; the traceback of an exception is part of its line."""
+        writers = {logging.DEBUG: "log_verbose", logging.INFO: "log_info", logging.WARNING: "log_warn"}
+        getattr(pb_utils.Logger, writers.get(record.levelno, "log_error"))(self.format(record))
+
+
+class RequestLimiter(logging.Filter):
+    """Lets through so many lines about requests in a second; the next one then says how many were left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._second = 0
+        self._lines = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a line is written; lines that are not about a request always are."""
+        if not hasattr(record, "request"):
+            return True
+        second = int(time.monotonic())
+        if second != self._second:
+            if self._lines > LINES_A_SECOND:
+                record.msg += f" ({self._lines - LINES_A_SECOND} lines about other requests were left out)"
+            self._second, self._lines = second, 0
+        self._lines += 1
+        return self._lines <= LINES_A_SECOND
+
+
+def log_to_triton() -> None:
+    """From now on, this process's log is Triton's."""
+    log.setLevel(logging.DEBUG)
+    log.propagate = False
+    log.handlers = [TritonHandler()]
+    log.filters = [RequestLimiter()]
+
+
+def id_of(request: Any) -> str:
+    """The id that the client gave the request, fit for a line of a log, or a new one."""
+    given = str(request.request_id())
+    return ascii(given[:LONGEST_ID])[1:-1] if given else secrets.token_hex(8)
+
+
+def about(request_id: str, level: int, message: str) -> None:
+    """Write a line about a request."""
+    log.log(level, "[request id: %s] %s", request_id, message, extra={"request": request_id})
+
+
+def refused(request_id: str, error: Exception) -> Any:
+    """The error for a request that cannot be served as it is."""
+    about(request_id, logging.DEBUG, f"refused: {error}")
+    return pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
+
+
+def failed(request_id: str, error: Exception) -> Any:
+    """The error for a request that a fault of the server keeps from being served. The log has where that was; what the
+    exception says, which may have text of the request, is there from --log-verbose=1 on.
+    """
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    about(request_id, logging.ERROR, f"failed by {type(error).__name__}\n{frames}")
+    about(request_id, logging.DEBUG, repr(error))
+    return pb_utils.TritonError(
+        f"a fault of the server; its log has more (request id: {request_id})", pb_utils.TritonError.INTERNAL
+    )
+
+
+def unavailable(request_id: str, message: str) -> Any:
+    """The error for a request that could be served at another time."""
+    about(request_id, logging.WARNING, f"not served: {message}")
+    return pb_utils.TritonError(f"{UNAVAILABLE}{message}", pb_utils.TritonError.UNAVAILABLE)
