@@ -35,7 +35,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Start or join the engine; raises TritonModelException with the engine's reason when it cannot start."""
-        log.log_to_triton()
+        log.log_to_triton(args["model_name"])
         try:
             settings = read_settings(
                 json.loads(args["model_config"]), Path(args["model_repository"]), args["model_version"]

@@ -1,6 +1,6 @@
 """What a stub writes to Triton's log, and the errors that clients get: each kind is made in one place.
 
-A line about a request begins with `[request id: ID]`, as Triton's own do. No line at the default level has text of a
+A line about a request begins with `[request id: ID]`, as Triton's own do, and then names the model. No line at the default level has text of a
 request, and no error that a client gets has a path or a word of an exception: those stand in the log.
 """
 
@@ -25,10 +25,16 @@ log = logging.getLogger("gptj_triton")
 class TritonHandler(logging.Handler):
     """Hands records to Triton's log. Triton writes those of level DEBUG from --log-verbose=1 on."""
 
+    def __init__(self, model: str) -> None:
+        super().__init__()
+        self._model = model
+
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record; the traceback of an exception is part of its line."""
         writers = {logging.DEBUG: "log_verbose", logging.INFO: "log_info", logging.WARNING: "log_warn"}
-        getattr(pb_utils.Logger, writers.get(record.levelno, "log_error"))(self.format(record))
+        request = f"[request id: {record.request}] " if hasattr(record, "request") else ""
+        write = getattr(pb_utils.Logger, writers.get(record.levelno, "log_error"))
+        write(f"{request}{self._model}: {self.format(record)}")
 
 
 class RequestLimiter(logging.Filter):
@@ -52,23 +58,23 @@ class RequestLimiter(logging.Filter):
         return self._lines <= LINES_A_SECOND
 
 
-def log_to_triton() -> None:
-    """From now on, this process's log is Triton's."""
+def log_to_triton(model: str) -> None:
+    """From now on, the log of this process, which runs `model`, is Triton's."""
     log.setLevel(logging.DEBUG)
     log.propagate = False
-    log.handlers = [TritonHandler()]
+    log.handlers = [TritonHandler(model)]
     log.filters = [RequestLimiter()]
 
 
 def id_of(request: Any) -> str:
     """The id that the client gave the request, fit for a line of a log, or a new one."""
     given = str(request.request_id())
-    return ascii(given[:LONGEST_ID])[1:-1] if given else secrets.token_hex(8)
+    return ascii(given[:LONGEST_ID])[1:-1].replace("]", r"\x5d") if given else secrets.token_hex(8)
 
 
 def about(request_id: str, level: int, message: str) -> None:
     """Write a line about a request."""
-    log.log(level, "[request id: %s] %s", request_id, message, extra={"request": request_id})
+    log.log(level, "%s", message, extra={"request": request_id})
 
 
 def refused(request_id: str, error: Exception) -> Any:

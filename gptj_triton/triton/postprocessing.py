@@ -38,7 +38,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the tokenizer; `args` as Triton's Python backend gives them."""
-        log.log_to_triton()
+        log.log_to_triton(args["model_name"])
         parameters = read_model_parameters(json.loads(args["model_config"]))
         self.limits = read_limits(parameters)
         limit_strings(pb_utils, self.limits.max_request_strings)
