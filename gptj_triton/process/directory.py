@@ -13,6 +13,7 @@ from gptj_triton.engine.config import EngineConfig
 from gptj_triton.process.temporary import temporary_directory
 
 PACKAGE = Path(__file__).resolve().parents[1]
+RUN_VARIABLE = "GPTJ_TRITON_RUN"  # the environment variable with the launcher's directory
 
 
 def server_directory(server_pid: int) -> Path:

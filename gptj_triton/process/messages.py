@@ -49,6 +49,16 @@ class Goodbye(msgspec.Struct, tag="goodbye"):
     frontend: str
 
 
+class Drain(msgspec.Struct, tag="drain"):
+    """The server is about to stop: take no more requests, and answer those there are with an error after `seconds`.
+
+    When none is left the engine writes the file `drained`, JSON {"cut": how many got the error}, and goes on without
+    work. A second such message can only shorten the time.
+    """
+
+    seconds: float
+
+
 class Welcome(msgspec.Struct, tag="welcome"):
     """The engine can be used; what a frontend must know of the model."""
 
