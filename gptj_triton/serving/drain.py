@@ -22,11 +22,12 @@ class Draining:
 
     def __init__(self, engines: Path, seconds: float) -> None:
         self._deadline = time.monotonic() + seconds + ANSWER_SECONDS
-        self._directories = [path.parent for path in engines.glob("*/engine.sock")]
+        # Where no frontend is ready there is nothing to answer.
+        self._directories = {path.parent for path in engines.glob("*/*.ready")}
         with zmq.Context() as context:
             for directory in self._directories:
                 with context.socket(zmq.PUSH) as socket:
-                    socket.linger = SEND_MILLISECONDS
+                    socket.linger = SEND_MILLISECONDS  # at most
                     socket.connect(f"ipc://{directory}/engine.sock")
                     socket.send(msgspec.msgpack.encode(Drain(seconds)))
 
@@ -41,7 +42,7 @@ class Draining:
 
     @property
     def cut(self) -> int:
-        """How many requests were ended with an error; what an engine that did not say so had counts as one."""
+        """How many requests were ended with an error; what an engine had that does not say so counts as one."""
         return sum(map(requests_cut, self._directories))
 
 

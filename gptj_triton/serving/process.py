@@ -15,11 +15,14 @@ import psutil
 
 from gptj_triton.serving.errors import ServeError
 from gptj_triton.serving.relay import Relay
-from gptj_triton.serving.signals import unblock_signals
+from gptj_triton.serving.signals import pause, unblock_signals
 
 # linux/prctl.h
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+
+
+POLL_SECONDS = 0.1
 
 
 class TritonProcess:
@@ -61,6 +64,13 @@ class TritonProcess:
     def terminate(self) -> None:
         """Asks it to stop in order."""
         self._process.terminate()
+
+    def ends_in_order(self, seconds: float) -> bool:
+        """Whether it has, within that time, answered all and ended. StopRequestedError where a signal to stop comes."""
+        deadline = time.monotonic() + seconds
+        while not self.has_ended and time.monotonic() < deadline:
+            pause(POLL_SECONDS)
+        return self.has_ended and self._process.returncode == 0
 
     def kill(self) -> None:
         """Ends it, in whatever state it is, and collects its status."""

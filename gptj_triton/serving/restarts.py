@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-STEADY_SECONDS = 5.0  # a server that was ready for so long had not died of its start
+STEADY_SECONDS = 2.0  # a server that was ready for so long had not died of its start
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds
 
 

@@ -4,6 +4,7 @@ a clean-up, and are read one by one."""
 from __future__ import annotations
 
 import signal
+import time
 
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as it is under nohup
@@ -20,7 +21,7 @@ class StopRequestedError(Exception):
 
 
 def block_signals() -> None:
-    """From here on `next_signal` reads them."""
+    """From here on `pause` and `sleep` read them."""
     signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED_SIGNALS)
 
 
@@ -29,14 +30,17 @@ def unblock_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED_SIGNALS)
 
 
-def next_signal(seconds: float) -> int | None:
-    """The next of the watched signals, or None when none came in time."""
+def pause(seconds: float) -> bool:
+    """Waits that long, or until a child ends, and returns whether one has; raises StopRequestedError where a signal to
+    stop comes."""
     received = signal.sigtimedwait(WATCHED_SIGNALS, max(seconds, 0.0))
-    return None if received is None else received.si_signo
+    if received is not None and received.si_signo in STOP_SIGNALS:
+        raise StopRequestedError(received.si_signo)
+    return received is not None
 
 
-def pause(seconds: float) -> None:
-    """Waits that long, less where a child ended; raises StopRequestedError where a signal to stop comes."""
-    received = next_signal(seconds)
-    if received in STOP_SIGNALS:
-        raise StopRequestedError(received)
+def sleep(seconds: float) -> None:
+    """Waits that long, whatever children do; raises StopRequestedError where a signal to stop comes."""
+    deadline = time.monotonic() + seconds
+    while (remaining := deadline - time.monotonic()) > 0:
+        pause(remaining)

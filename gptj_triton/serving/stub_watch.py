@@ -1,4 +1,5 @@
-"""Sees that a stub died or stands still, which Triton 2.51 does not mend: what was in flight there is never answered.
+"""Sees that a stub died, or that a stub or tritonserver stands still. Triton 2.51 does not mend that: it never answers
+what was in flight there.
 
 Each stub notes itself in a directory (installation.py). As long as tritonserver has not collected a stub's status it
 keeps its process id, so that cannot mean another process."""
@@ -10,49 +11,58 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 # Triton collects at once the status of a stub whose model was unloaded in order, and after a second that of one which
 # ended while its model was being loaded.
 LOADED_SECONDS, OTHERS_SECONDS = 0.5, 4.0
-STOPPED_SECONDS = 2.0
+STOPPED_SECONDS = 1.5
 
 
-@dataclass
 class StubWatch:
     """The stubs that note themselves in `folder`, children of the process `server`; `is_loaded` says whether requests
     for a model may be in flight."""
 
-    folder: Path
-    server: int
-    is_loaded: Callable[[str], bool]
-    _since: dict[tuple[str, str], float] = field(default_factory=dict)  # when a stub's state was seen first
+    def __init__(self, folder: Path, server: int, is_loaded: Callable[[str], bool]) -> None:
+        self._folder = folder
+        self._server = server
+        self._is_loaded = is_loaded
+        self._since: dict[tuple[int, str], float] = {}  # when a process was seen first in its state
 
     def failure(self) -> str | None:
-        """Why requests in flight may hang now, as one line; None if they do not. A stub that has been stopped for a
-        while is killed, and is a dead one the next time."""
+        """Why requests in flight hang now, as one line; None if they do not."""
         now = time.monotonic()
-        seen = dict[tuple[str, str], float]()
+        since = dict[tuple[int, str], float]()
         cause = None
-        for name in os.listdir(self.folder):
-            status = read_status(int(name))
-            if status is None or status.parent != self.server:
-                (self.folder / name).unlink(missing_ok=True)
+        for pid in [self._server, *map(int, os.listdir(self._folder))]:
+            status = read_status(pid)
+            if status is None or self._server not in (pid, status.parent):
+                (self._folder / str(pid)).unlink(missing_ok=True)
                 continue
-            since = seen[name, status.state] = self._since.get((name, status.state), now)
-            if status.state == "T" and now - since >= STOPPED_SECONDS:
-                os.kill(int(name), signal.SIGKILL)
-            elif status.state == "Z":
-                model = self._model(name)
-                if now - since >= OTHERS_SECONDS or (now - since >= LOADED_SECONDS and self.is_loaded(model)):
-                    cause = f"the stub of model {model} {status.how_it_ended}"
-        self._since = seen
+            state = pid, status.state
+            since[state] = self._since.get(state, now)
+            cause = cause or self._judge(pid, status, now - since[state])
+        self._since = since
         return cause
 
-    def _model(self, name: str) -> str:
+    def _judge(self, pid: int, status: Status, seconds: float) -> str | None:
+        """What is wrong with a process that has been in its state for so long."""
+        if status.state == "T" and seconds >= STOPPED_SECONDS:
+            return f"{self._name(pid)} was stopped by a signal"
+        if status.state == "Z" and pid != self._server:
+            model = self._model(pid)
+            if seconds >= OTHERS_SECONDS or (seconds >= LOADED_SECONDS and self._is_loaded(model)):
+                return f"{self._name(pid)} {status.how_it_ended}"
+        return None
+
+    def _name(self, pid: int) -> str:
+        return "tritonserver" if pid == self._server else f"the stub of model {self._model(pid)}"
+
+    def _model(self, pid: int) -> str:
         """The model of a stub, which noted the path of its model.py: REPOSITORY/MODEL/VERSION/model.py."""
-        return Path((self.folder / name).read_text(encoding="utf-8", errors="replace").strip()).parts[-3]
+        note = self._folder / str(pid)
+        return Path(note.read_text(encoding="utf-8", errors="replace").strip()).parts[-3]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from gptj_triton.serving.readiness import Readiness
 from gptj_triton.serving.relay import Relay
 from gptj_triton.serving.restarts import Restarts
 from gptj_triton.serving.run_directory import RunDirectory
-from gptj_triton.serving.signals import StopRequestedError, block_signals, pause
+from gptj_triton.serving.signals import StopRequestedError, block_signals, pause, sleep
 from gptj_triton.serving.stub_watch import StubWatch
 from gptj_triton.serving.triton_api import TritonApi, why_not_ready
 
@@ -67,16 +67,16 @@ class Supervisor:
         block_signals()
         self._relay = Relay()
 
-    def serve(self, on_ready: Callable[[], None]) -> int:
-        """Serves until a signal to stop comes; `on_ready` is called once, when every model is ready. Returns the number
-        of requests that were cut then. Raises ServeError when the first start fails, or the last restart that is
+    def serve(self, on_ready: Callable[[], None]) -> bool:
+        """Serves until a signal to stop comes; `on_ready` is called once, when every model is ready. Returns whether
+        requests were cut then. Raises ServeError when the first start fails, or the last restart that is
         allowed; StopRequestedError when the signal comes before the server was ready."""
         try:
             self._start_server()
             self._has_served = True
             on_ready()
             while True:
-                self._keep_running()
+                self._keep_ready()
         except StopRequestedError:
             if not self._has_served:
                 raise
@@ -84,21 +84,24 @@ class Supervisor:
         finally:
             self._stop()
 
-    def _keep_running(self) -> None:
-        """Returns when a server is ready again after the one that runs had to be given up."""
-        cause = self._why_given_up()
+    def _keep_ready(self) -> None:
+        """Watches the server until it has to be given up, and returns when one is ready again."""
+        while (cause := self._why_given_up()) is None:
+            self._readiness.follow_engines()
+            self._wait(POLL_SECONDS)
+        given_up_at = time.monotonic()
         while True:
             now = time.monotonic()
             seconds = self._restarts.pause_before_next(now, now - self._ready_at if self._ready_at else 0.0)
             if seconds is None:
                 limits = f"{self._restarts.limit} restarts in {self._restarts.window:g} s (--max-restarts)"
                 raise ServeError(f"{cause}; not started again: {limits}")
-            say(f"{cause}; starting it again" + (f" in {seconds:g} s" if seconds else ""))
+            say(f"{cause}; starting tritonserver again" + (f" in {seconds:g} s" if seconds else ""))
             self._end_server()
-            self._wait(seconds)
+            sleep(seconds)
             try:
                 self._start_server()
-                return say(f"tritonserver is ready again, {time.monotonic() - now:.1f} s later")
+                return say(f"ready again, {time.monotonic() - given_up_at:.1f} s later")
             except ServeError as error:
                 cause = str(error)
 
@@ -108,17 +111,10 @@ class Supervisor:
         self._server = self._start(self._relay, self._restarts.count)
         self._stubs = StubWatch(self._run.stubs, self._server.pid, self._is_loaded)
         self._readiness = Readiness(self._api, self._run.engines)
-        deadline = time.monotonic() + self._start_timeout
-        while not self._answers():
-            self._wait(POLL_SECONDS / 2)
-            if self._server.has_ended:
-                raise ServeError(self._server.why_ended())
-            if cause := self._stubs.failure():
-                raise ServeError(cause)
-            if time.monotonic() > deadline:
-                missing = ", ".join(model for model in self._models if model not in self._relay.loaded)
-                timeout = f"not ready within {self._start_timeout:g} s (--start-timeout)"
-                raise ServeError(f"{timeout}: {missing or 'tritonserver'}")
+        if not self._wait_until(self._answers, self._start_timeout):
+            missing = ", ".join(model for model in self._models if model not in self._relay.loaded)
+            timeout = f"not ready within {self._start_timeout:g} s (--start-timeout)"
+            raise ServeError(f"{timeout}: {missing or 'tritonserver'}")
         self._wait(0.0)
         if self._server.has_ended:  # it was our own server that answered only if that still lives
             raise ServeError(self._server.why_ended())
@@ -138,41 +134,34 @@ class Supervisor:
             f"not every model is ready: {self._relay.last_words}" if index is None else why_not_ready(index)
         )
 
-    def _why_given_up(self) -> str:
-        """Why the server is to be started again, when it is."""
-        assert self._server is not None
-        while True:
-            self._wait(POLL_SECONDS)
-            if self._server.has_ended:
-                return self._server.why_ended()
-            if cause := self._stubs.failure():
-                return cause
-            self._readiness.follow_engines()
-
     def _is_loaded(self, model: str) -> bool:
         try:
             return self._api.is_model_ready(model)
         except requests.RequestException:
-            return True  # it hangs, or is about to
+            return self._ready_at > 0.0  # then it hangs
 
-    def _drain(self) -> int:
-        """Lets requests in flight finish, and stops the server in order; a second signal ends that."""
+    def _drain(self) -> bool:
+        """Lets requests in flight finish, and stops the server in order; a second signal ends that. Returns whether
+        requests were cut."""
         assert self._server is not None
         say("stopping when all requests are answered; a second signal kills")
+        self._readiness.say(False)
+        draining = Draining(self._run.engines, self._drain_timeout)
+        answered = False
         try:
-            self._readiness.say(False)
-            draining = Draining(self._run.engines, self._drain_timeout)
             self._wait_until(lambda: draining.is_over, self._drain_timeout + EXTRA_STOP_SECONDS)
             connections = Connections(self._server.pid, self._ports)
             connections.refuse_new()
-            # What waits now waits for models of the user's own, or reads slowly.
+            # What is not idle now waits for a model of the user's own, or reads slowly.
             seconds = self._exit_timeout if draining.has_engines else self._drain_timeout
-            self._wait_until(connections.close_idle, seconds)
+            answered = self._wait_until(connections.close_idle, seconds)
             self._server.terminate()
-            self._wait_until(lambda: False, self._exit_timeout + EXTRA_STOP_SECONDS)
-            return draining.cut
+            answered |= self._server.ends_in_order(self._exit_timeout + EXTRA_STOP_SECONDS)
         except StopRequestedError:
-            return 1
+            say("killing")
+        except ServeError as error:
+            say(str(error))
+        return draining.cut > 0 or not answered
 
     def _stop(self) -> None:
         """Ends all that is left."""
@@ -188,15 +177,25 @@ class Supervisor:
         end_children(0.0, spare=self._run.engine_pids)
         self._run.forget_server()
 
-    def _wait_until(self, condition: Callable[[], bool], seconds: float) -> None:
-        """Waits until that is so, the server has ended, or the time is over."""
-        assert self._server is not None
+    def _wait_until(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Waits that long until something is so, and returns whether it is; ServeError where it cannot come."""
         deadline = time.monotonic() + seconds
-        while not (self._server.has_ended or condition() or time.monotonic() > deadline):
+        while not condition():
+            if cause := self._why_given_up():
+                raise ServeError(cause)
+            if time.monotonic() > deadline:
+                return False
             self._wait(POLL_SECONDS)
+        return True
+
+    def _why_given_up(self) -> str | None:
+        """Why the server cannot serve any more, as one line; None as long as it can."""
+        assert self._server is not None
+        return self._server.why_ended() if self._server.has_ended else self._stubs.failure()
 
     def _wait(self, seconds: float) -> None:
-        """Waits for that long at most; shorter where a child ended. StopRequestedError where a signal to stop came."""
-        pause(seconds)
-        assert self._server is not None
-        reap(except_for=self._server.pid)
+        """Waits for that long, or until a child ends, and collects its status. StopRequestedError where a signal to stop
+        comes."""
+        if pause(seconds):
+            assert self._server is not None
+            reap(except_for=self._server.pid)
