@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import os
 import time
 from pathlib import Path
 
 import msgspec
 import zmq
 
-from gptj_triton.pidfd import process_has_ended
+from gptj_triton.process.directory import EngineDirectory
 from gptj_triton.process.messages import Drain
 
 ANSWER_SECONDS = 2.0  # what an engine takes beyond the time it was given, to answer the rest with errors
@@ -23,39 +23,40 @@ class Draining:
     def __init__(self, engines: Path, seconds: float) -> None:
         self._deadline = time.monotonic() + seconds + ANSWER_SECONDS
         # Where no frontend is ready there is nothing to answer.
-        self._directories = {path.parent for path in engines.glob("*/*.ready")}
+        self._engines = [EngineDirectory(path) for path in {ready.parent for ready in engines.glob("*/*.ready")}]
         with zmq.Context() as context:
-            for directory in self._directories:
+            for engine in self._engines:
                 with context.socket(zmq.PUSH) as socket:
                     socket.linger = SEND_MILLISECONDS  # at most
-                    socket.connect(f"ipc://{directory}/engine.sock")
+                    socket.connect(engine.engine_address)
                     socket.send(msgspec.msgpack.encode(Drain(seconds)))
 
     @property
     def has_engines(self) -> bool:
-        return bool(self._directories)
+        return bool(self._engines)
 
     @property
     def is_over(self) -> bool:
         """Whether all of them have done so, have ended, or took too long."""
-        return time.monotonic() > self._deadline or not any(map(is_draining, self._directories))
+        return time.monotonic() > self._deadline or not any(map(is_draining, self._engines))
 
     @property
     def cut(self) -> int:
         """How many requests were ended with an error; what an engine had that does not say so counts as one."""
-        return sum(map(requests_cut, self._directories))
+        return sum(map(requests_cut, self._engines))
 
 
-def is_draining(directory: Path) -> bool:
-    if (directory / "drained").exists():
+def is_draining(engine: EngineDirectory) -> bool:
+    """Whether the engine lives and has not answered everything."""
+    if engine.drained_file.exists() or (pidfd := engine.open_engine()) is None:
         return False
-    with contextlib.suppress(OSError, ValueError):
-        return not process_has_ended(int((directory / "engine.pid").read_text()))
-    return False
+    os.close(pidfd)
+    return True
 
 
-def requests_cut(directory: Path) -> int:
+def requests_cut(engine: EngineDirectory) -> int:
+    """What the engine says; 1 where it says nothing."""
     try:
-        return int(json.loads((directory / "drained").read_text())["cut"])
+        return int(json.loads(engine.drained_file.read_text())["cut"])
     except OSError:
         return 1
