@@ -67,9 +67,9 @@ class TritonPythonModel:
                 else:
                     reply = Reply(tensors, rows, responder, pass_through=self.decoupled)
             except InvalidRequestError as error:
-                responder.send_error(log.refused(responder.request_id, error))
+                responder.refuse(str(error))
             except Exception as error:
-                responder.send_error(log.failed(responder.request_id, error))
+                responder.fail_by(error)
             else:
                 self.replies.submit(reply, rows, timeout)
 
@@ -99,15 +99,18 @@ class TritonResponder:
         self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)
 
     def fail(self, message: str) -> None:
-        """Say that no engine can take or finish the request now."""
-        self.send_error(log.unavailable(self.request_id, message))
+        """Say, as the last response, that the server cannot serve the request now."""
+        self._send_error(log.unavailable(self.request_id, message))
+
+    def refuse(self, message: str) -> None:
+        """Say, as the last response, that the request is at fault."""
+        self._send_error(log.refused(self.request_id, message))
 
     def fail_by(self, error: Exception) -> None:
-        """Say that a fault of the server, `error`, ended the request."""
-        self.send_error(log.failed(self.request_id, error))
+        """Say, as the last response, that a fault of the server, `error`, ended the request."""
+        self._send_error(log.failed(self.request_id, error))
 
-    def send_error(self, error: Any) -> None:
-        """Send a TritonError, which is always the last response."""
+    def _send_error(self, error: Any) -> None:
         response = pb_utils.InferenceResponse(error=error)
         self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 

@@ -1,7 +1,8 @@
 """What a stub writes to Triton's log, and the errors that clients get: each kind is made in one place.
 
-A line about a request begins with `[request id: ID]`, as Triton's own do, and then names the model. No line at the default level has text of a
-request, and no error that a client gets has a path or a word of an exception: those stand in the log.
+A line about a request begins with `[request id: ID]`, as Triton's own do, and then names the model. No line at the
+default level has text of a request, and no error that a client gets has a path or a word of an exception: those stand
+in the log.
 """
 
 from __future__ import annotations
@@ -77,10 +78,10 @@ def about(request_id: str, level: int, message: str) -> None:
     log.log(level, "%s", message, extra={"request": request_id})
 
 
-def refused(request_id: str, error: Exception) -> Any:
+def refused(request_id: str, message: str) -> Any:
     """The error for a request that cannot be served as it is."""
-    about(request_id, logging.DEBUG, f"refused: {error}")
-    return pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
+    about(request_id, logging.DEBUG, f"refused: {message}")
+    return pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG)
 
 
 def failed(request_id: str, error: Exception) -> Any:

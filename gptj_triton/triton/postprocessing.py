@@ -66,7 +66,7 @@ class TritonPythonModel:
                     log.about(log.id_of(request), logging.WARNING, failure)
             return pb_utils.InferenceResponse(self.outputs(inputs, sequences))
         except InvalidRequestError as error:
-            return pb_utils.InferenceResponse(error=log.refused(log.id_of(request), error))
+            return pb_utils.InferenceResponse(error=log.refused(log.id_of(request), str(error)))
         except Exception as error:
             return pb_utils.InferenceResponse(error=log.failed(log.id_of(request), error))
 

@@ -69,7 +69,7 @@ class TritonPythonModel:
                 outputs.append(pb_utils.Tensor("stream", arrays.get("stream", np.zeros((len(rows), 1), np.bool_))))
             return pb_utils.InferenceResponse(outputs)
         except request_fields.REFUSALS as error:
-            return pb_utils.InferenceResponse(error=log.refused(log.id_of(request), error))
+            return pb_utils.InferenceResponse(error=log.refused(log.id_of(request), str(error)))
         except Exception as error:
             return pb_utils.InferenceResponse(error=log.failed(log.id_of(request), error))
 

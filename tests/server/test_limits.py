@@ -33,7 +33,7 @@ def strings(count: int, rows: int = 1, word: bytes = b"x") -> NDArray[Any]:
     return np.full((rows, count), word, np.object_)
 
 
-def text(rows: int = 1, word: bytes = b"Once", **more: NDArray[Any]) -> Request:
+def text(rows: int = 1, word: bytes = b"Once", **more: Any) -> Request:
     """What a user sends."""
     return {"text_input": strings(1, rows, word), **more}
 
@@ -59,7 +59,7 @@ def copies(number: int, rows: int) -> NDArray[Any]:
     return column(number, rows, np.int32)
 
 
-FLOOD = {"max_tokens": column(900, 128, np.int32), "num_return_sequences": copies(64, 128)}
+FLOOD: Request = {"max_tokens": column(900, 128, np.int32), "num_return_sequences": copies(64, 128)}
 FRONTEND_CASES: list[tuple[str, Request]] = [
     ("max_request_sequences", ids(128, 900, num_return_sequences=copies(64, 128))),
     ("max_request_sequences", ids(128, 900, beam_width=column(64, 128))),
