@@ -74,6 +74,7 @@ class Options:
     limit: list[tuple[str, int]]  # each name and number that was given
     backend_directory: Path | None
     engine_python: str
+    log_format: str
     print_command: bool
     server_arguments: tuple[str, ...]
     start_timeout: int  # seconds
@@ -213,6 +214,8 @@ def parser() -> OneLineParser:
     restart_help = "how often tritonserver is started again when it dies, within --restart-window (default: 10)"
     add("--max-restarts", type=natural, default=10, metavar="N", help=restart_help)
     add("--restart-window", type=seconds, default=300.0, metavar="SECONDS", help="default: 300")
+    format_help = "of the log on stderr, and of READY: text, or one JSON object a line (default: text)"
+    add("--log-format", choices=["text", "json"], default="text", help=format_help)
     add("--print-command", action="store_true", help="print how to serve model_repository/ by hand, and end")
     return result
 
