@@ -9,6 +9,7 @@ from gptj_triton.client.errors import (
     InvalidFieldError,
     NoAnswerInTimeError,
     ServerError,
+    UnavailableError,
 )
 from gptj_triton.client.request import MODEL, STREAMING_MODEL
 
@@ -23,5 +24,6 @@ __all__ = [
     "InvalidFieldError",
     "NoAnswerInTimeError",
     "ServerError",
+    "UnavailableError",
     "host_and_port",
 ]

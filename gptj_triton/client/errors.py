@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from http.client import BadStatusLine
 
+from gptj_triton.errors import UNAVAILABLE
+
+# How an error of the kind "not now" begins; Triton writes the name of an ensemble before it.
+NOT_NOW = re.compile(rf"(in ensemble '[^']*', )?{UNAVAILABLE}")
 NO_HTTP = "what answers is no HTTP server"
 NO_GRPC = "what answers is no gRPC server"
 
@@ -17,7 +22,8 @@ class ClientError(Exception):
     ├── ConnectionFailedError  no server at the URL, or the connection broke
     ├── NoAnswerInTimeError    the timeout passed
     └── ServerError            the server answered with an error; `status` is its HTTP or gRPC status, "" if a
-                               stream gives none
+        │                      stream gives none
+        └── UnavailableError   it cannot serve the request now; the same request may be sent again a little later
     """
 
 
@@ -37,6 +43,15 @@ class ServerError(ClientError):
     def __init__(self, message: str, status: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+class UnavailableError(ServerError):
+    pass
+
+
+def server_error(message: str, status: str) -> ServerError:
+    """For an error that Triton answered."""
+    return (UnavailableError if NOT_NOW.match(message) else ServerError)(one_line(message), status)
 
 
 def not_from_triton(status: str, way: str, text: str) -> ServerError:

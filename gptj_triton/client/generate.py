@@ -18,8 +18,8 @@ from gptj_triton.client.errors import (
     NoAnswerInTimeError,
     ServerError,
     not_from_triton,
-    one_line,
     reason,
+    server_error,
 )
 from gptj_triton.client.events import EventReader
 from gptj_triton.client.proxy import http_proxy, through
@@ -87,7 +87,7 @@ class GenerateEndpoint:
         except ValueError:
             answer = None
         if isinstance(answer, dict) and "error" in answer:
-            raise ServerError(one_line(str(answer["error"])), status)
+            raise server_error(str(answer["error"]), status)
         if not isinstance(answer, dict) or response.status_code != OK:
             raise not_from_triton(status, self._way, text or response.headers.get("Location", ""))
         return answer
@@ -103,7 +103,7 @@ class GenerateEndpoint:
             if not isinstance(event, dict):
                 raise ServerError(f"not an event of {STREAMING_MODEL}: {event!r:.200}", "")
             if "error" in event:
-                raise ServerError(one_line(str(event["error"])), "")
+                raise server_error(str(event["error"]), "")
             yield event
 
     @staticmethod

@@ -22,6 +22,7 @@ from gptj_triton.client.errors import (
     not_from_triton,
     one_line,
     reason,
+    server_error,
 )
 from gptj_triton.client.proxy import Proxy, grpc_proxy, through
 from gptj_triton.client.request import MODEL, OUTPUTS, STREAMING_MODEL, require_outputs, tensors
@@ -106,7 +107,7 @@ class InferEndpoint:
             return ConnectionFailedError(f"cannot reach {self._way}: {words}")
         if status.isdigit() and (error.debug_details() or message == EMPTY_BODY):  # over HTTP: no JSON
             return not_from_triton(status, self._way, error.debug_details() or "")
-        return ServerError(message, status.removeprefix("StatusCode."))
+        return server_error(message, status.removeprefix("StatusCode."))
 
     @staticmethod
     def _require_outputs(result: Any) -> None:
