@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from gptj_triton.process.temporary import is_plain
 from gptj_triton.project import BACKEND, EMBEDDED_MODEL, REPOSITORY, require_checkout
+from gptj_triton.serving.access import choose_access, command_with_keys
 from gptj_triton.serving.checkpoint import Checkpoint, ModelRequest, find_checkpoint
 from gptj_triton.serving.errors import ServeError
 from gptj_triton.serving.home import missing_settings
@@ -67,6 +68,7 @@ def serve(options: Options, run: RunDirectory) -> int:
         nvidia_backend=options.backend_directory is not None,
         streaming_ensemble=options.streaming_ensemble,
     )
+    access = choose_access(options)
     command = [
         *server_command(options, run.path / "models", stage),
         f"--backend-config=python,shm-region-prefix-name={run.region_prefix}",
@@ -76,7 +78,8 @@ def serve(options: Options, run: RunDirectory) -> int:
         "--exit-on-error=false",
         *options.server_arguments,
     ]
-    server = TritonProcess(command, stage.environment, run.lock, options.exit_timeout)
+    with_keys = command_with_keys(command, access)
+    server = TritonProcess(with_keys, stage.environment, run.lock, options.exit_timeout, access.admin_headers)
     ready = False
     try:
         run.note_server(server.pid)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import resource
 import shlex
 import shutil
 import sys
@@ -125,7 +126,10 @@ def stage_backends(root: Path, triton: Triton, fastertransformer: Path) -> Stage
     # Not with tritonserver's standard input: that is the run's lock, which an orphaned stub would keep locked.
     (root / "empty").mkdir()
     empty, stub = shlex.quote(str(root / "empty")), shlex.quote(str(triton.stub))
-    write_program(python_backend / STUB, f'case "$1" in /*) cd {empty} ;; esac; exec {stub} "$@" < /dev/null')
+    # The region of shared memory, its second argument, is made for everybody to read, whatever the umask.
+    # tritonserver's stack is larger than others' (limits.py).
+    ours = f'chmod 600 "/dev/shm/${{2#/}}"; ulimit -S -s {stack_limit()}'
+    write_program(python_backend / STUB, f'{ours}; case "$1" in /*) cd {empty} ;; esac; exec {stub} "$@" < /dev/null')
     utilities = "triton_python_backend_utils.py"
     (python_backend / utilities).symlink_to(triton.python_backend / utilities)
     (root / "backends" / "fastertransformer").symlink_to(fastertransformer.resolve())
@@ -137,6 +141,12 @@ def stage_backends(root: Path, triton: Triton, fastertransformer: Path) -> Stage
         search.append(root / "triton")
         search[-1].symlink_to(triton.libraries)
     return Stage(triton.binary, root / "backends", tuple(search), find_programs(root / "python"))
+
+
+def stack_limit() -> str:
+    """The stack that this process's children may have, in KiB as a shell takes it."""
+    soft = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    return "unlimited" if soft == resource.RLIM_INFINITY else str(soft // 1024)
 
 
 def write_program(path: Path, command: str) -> None:

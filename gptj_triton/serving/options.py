@@ -20,7 +20,10 @@ from gptj_triton.serving.errors import ServeError
 OWN_SERVER_OPTIONS = (
     *("model-repository", "model-store", "backend-directory", "exit-on-error", "allow-http"),
     *("http-address", "http-port", "grpc-address", "grpc-port", "metrics-address", "metrics-port"),
+    *("http-restricted-api", "grpc-restricted-protocol"),
 )
+# Each opens a port that asks for no key, whatever is closed on the others.
+KEYLESS_SERVER_OPTIONS = ("allow-sagemaker", "allow-vertex-ai")
 # What a model repository served as committed takes from its own config.pbtxt.
 OVERRIDING_OPTIONS = (
     *(
@@ -34,7 +37,7 @@ OVERRIDING_OPTIONS = (
         "tensor_para_size",
         "engine_python",
     ),
-    *("stream_pieces_per_second", "streaming_ensemble", "backend_directory"),
+    *("stream_pieces_per_second", "streaming_ensemble", "backend_directory", "api_key_file", "open_admin_api"),
 )
 
 PORTS = ("http_port", "grpc_port", "metrics_port")
@@ -53,6 +56,8 @@ class Options:
     int8_mode: int
     tensor_para_size: int
     host: str
+    api_key_file: Path | None
+    open_admin_api: Path | None
     http_port: int
     grpc_port: int
     metrics_port: int
@@ -156,6 +161,10 @@ def parser() -> OneLineParser:
     add("--int8-mode", type=int, choices=[0, 1], default=0, help="1: weights in 8 bits, on one GPU (default: 0)")
     add("--tensor-para-size", type=positive, default=1, metavar="N", help="GPUs that share the model (default: 1)")
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    key_help = "its first line is a key that every request for text must bring, and that opens what reads"
+    add("--api-key-file", type=Path, metavar="FILE", help=key_help)
+    admin_help = "its first line is a key that opens Triton's APIs for models, shared memory, trace and logging"
+    add("--open-admin-api", type=Path, metavar="FILE", help=admin_help)
     add("--http-port", type=port, default=8000, metavar="PORT", help="default: 8000")
     add("--grpc-port", type=port, default=8001, metavar="PORT", help="default: 8001")
     add("--metrics-port", type=port, default=8002, metavar="PORT", help="default: 8002")
@@ -180,8 +189,10 @@ def read_options(arguments: Sequence[str]) -> Options:
     options = Options(**given, server_arguments=behind, exit_timeout=exit_timeout_in(behind))
     for argument in options.server_arguments:
         name = argument.removeprefix("--").partition("=")[0]
-        if name in OWN_SERVER_OPTIONS:
+        if is_or_abbreviates(argument, OWN_SERVER_OPTIONS):
             command_line.error(f"--{name} stands behind --, but the launcher sets it: use the launcher's own options")
+        if is_or_abbreviates(argument, KEYLESS_SERVER_OPTIONS):
+            command_line.error(f"--{name} stands behind --, but its port asks for no key: it is not supported")
     if options.print_command:
         for name in OVERRIDING_OPTIONS:
             if given[name] != command_line.get_default(name):
@@ -194,6 +205,12 @@ def read_options(arguments: Sequence[str]) -> Options:
         values = ", ".join(f"{flag(name)} {getattr(options, name)}" for name in PORTS)
         command_line.error(f"the ports must differ: {values}")
     return options
+
+
+def is_or_abbreviates(argument: str, options: Sequence[str]) -> bool:
+    """Whether tritonserver, whose getopt takes abbreviations, may read the argument as one of its `options`."""
+    name = argument.removeprefix("--").partition("=")[0]
+    return argument.startswith("--") and name != "" and any(option.startswith(name) for option in options)
 
 
 def exit_timeout_in(server_arguments: Sequence[str]) -> int:

@@ -22,6 +22,8 @@ import psutil
 import requests
 
 from gptj_triton.serving.errors import ServeError
+from gptj_triton.serving.hidden_arguments import Argument, start
+from gptj_triton.serving.limits import limit_server
 
 # linux/prctl.h
 PR_SET_PDEATHSIG = 1
@@ -55,9 +57,15 @@ class TritonProcess:
     and ServeError when the server fails; whatever happened, `stop` must follow."""
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], stdin: BinaryIO, exit_timeout: float
+        self,
+        command: Sequence[Argument],
+        environment: Mapping[str, str],
+        stdin: BinaryIO,
+        exit_timeout: float,
+        headers: Mapping[str, str],
     ) -> None:
-        """`stdin` becomes the server's standard input; it does not read it."""
+        """`stdin` becomes the server's standard input; it does not read it. `headers` open its administrative APIs."""
+        self._headers = headers
         self._stop_seconds = exit_timeout + EXTRA_STOP_SECONDS
         self._complaint = ""
         self._last_line = ""
@@ -66,18 +74,18 @@ class TritonProcess:
         # Blocked from here on, so that a signal is neither lost nor raised in the middle of a clean-up.
         signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED_SIGNALS)
         try:
-            self._process = subprocess.Popen(
+            self._process = start(
                 command,
+                lambda: prepare_child(command),
                 env=environment,
                 stdin=stdin,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 # Its own session, so that Ctrl-C in a terminal reaches it through the launcher only.
                 start_new_session=True,
-                preexec_fn=prepare_child,
             )
         except OSError as error:
-            raise ServeError(f"{command[0]}: {error.strerror}") from None
+            raise ServeError(f"{command[0]}: {error.strerror or error}") from None
         self._relay = threading.Thread(target=self._relay_output, daemon=True)
         self._relay.start()
 
@@ -90,6 +98,7 @@ class TritonProcess:
         deadline = time.monotonic() + seconds
         with requests.Session() as session:
             session.trust_env = False  # a proxy has no business between here and our own child
+            session.headers.update(self._headers)
             session.headers["Connection"] = "close"  # a connection left open holds tritonserver up when it is to stop
             while not self._answers(session, url):
                 self._wait_for_signal(POLL_SECONDS)
@@ -184,10 +193,12 @@ def call_prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), f"prctl({option})")
 
 
-def prepare_child() -> None:
-    """Runs in the child before tritonserver: it is told to stop when the launcher is killed, and its signals arrive."""
+def prepare_child(command: Sequence[Argument]) -> None:
+    """Runs in the child before `command`: it is told to stop when the launcher is killed, its signals arrive, and its
+    limits hold."""
     call_prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED_SIGNALS)
+    limit_server(command)
 
 
 def own_children(except_for: int | None = None) -> list[int]:
