@@ -63,6 +63,11 @@ def closing(option: str, apis: tuple[str, ...], key: str) -> Hidden:
     return Hidden(f"{visible}(hidden)", visible + http_header(key)[NAME])
 
 
+def access_without_keys() -> Access:
+    """Closed to all over the network but reading and inference, which are open."""
+    return Access(secrets.token_urlsafe(32), None, reading_needs_key=False, keys_are_the_users=False)
+
+
 def choose_access(options: Options) -> Access:
     """What the user's options say. Raises ServeError for a file without a key."""
     operators = users_key("--open-admin-api", options.open_admin_api)
