@@ -19,9 +19,10 @@ from typing import NoReturn
 
 from gptj_triton.process.temporary import is_plain
 from gptj_triton.project import BACKEND, EMBEDDED_MODEL, REPOSITORY, require_checkout
-from gptj_triton.serving.access import choose_access, command_with_keys
+from gptj_triton.serving.access import access_without_keys, choose_access, command_with_keys
 from gptj_triton.serving.checkpoint import Checkpoint, ModelRequest, find_checkpoint
 from gptj_triton.serving.errors import ServeError
+from gptj_triton.serving.hidden_arguments import plain
 from gptj_triton.serving.home import missing_settings
 from gptj_triton.serving.installation import Stage, find_triton, stage_backends
 from gptj_triton.serving.options import Options, check_ports_are_free, read_options, resolve_engine_python
@@ -144,7 +145,8 @@ def print_command(options: Options) -> None:
                 f"--print-command: Triton cannot serve from {str(path)!r}: it knows plain ASCII paths only"
             )
     stage = stage_backends(root, find_triton(), BACKEND)
-    command = [*server_command(options, REPOSITORY, stage), *options.server_arguments]
+    closed = plain(access_without_keys().arguments)
+    command = [*server_command(options, REPOSITORY, stage), *closed, *options.server_arguments]
     print(*stage.shell_exports, shlex.join(command), sep="\n")
 
 

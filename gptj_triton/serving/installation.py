@@ -50,8 +50,8 @@ class Stage:
     @property
     def environment(self) -> dict[str, str]:
         """This process's environment with `search_paths` in front, and without the working directory in any of them,
-        where an empty entry means it too."""
-        result = dict(os.environ)
+        where an empty entry means it too. AIP_MODE is left out: with it Triton opens a port that asks for no key."""
+        result = {name: value for name, value in os.environ.items() if name != "AIP_MODE"}
         for name, first in {**self.search_paths, "PYTHONPATH": ""}.items():
             others = [entry for entry in result.get(name, "").split(os.pathsep) if entry not in ("", ".")]
             result[name] = os.pathsep.join(filter(None, [first, *map(os.path.abspath, others)]))

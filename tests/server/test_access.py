@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -24,6 +24,7 @@ from gptj_triton.client import Client, KeyRefusedError
 from gptj_triton.serving.limits import REGION_BYTES
 from tests.server.conftest import CLOSE, PROJECT, Server, start
 
+NO_PTRACE = [sys.executable, str(PROJECT / "tests" / "without_ptrace.py")]
 SECRET = "vierzig Raben"  # nothing of a request may stand in the log
 GENERATE = json.dumps({"text_input": "Once upon a time", "max_tokens": 1})
 ADMIN = [
@@ -224,7 +225,9 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory: pytest.TempPathFactory, keys: tuple[Path, Path]) -> Iterator[Server]:
     options = ["--host", "0.0.0.0", "--api-key-file", str(keys[0]), "--open-admin-api", str(keys[1])]
-    launched = start(tmp_path_factory.mktemp("keyed"), *options, "--", "--exit-timeout-secs=5", "--log-verbose=1")
+    options += ["--", "--exit-timeout-secs=5", "--log-verbose=1"]
+    changes = {"AIP_MODE": "PREDICTION", "AIP_HTTP_PORT": "1"}  # as Vertex AI sets it, for a port without keys
+    launched = start(tmp_path_factory.mktemp("keyed"), *options, changes=changes)
     try:
         yield launched.wait_until_ready()
     finally:
@@ -314,3 +317,23 @@ def test_no_key_can_be_seen_from_outside(keyed: Server, api_key: str, admin_key:
     log = keyed.log.read_bytes()
     assert b"Process for ServerLive" in log  # as talkative as that
     assert not any(secret in log for secret in secrets_)
+
+
+# Where a system does not let the launcher hide the keys.
+
+
+def test_keys_that_cannot_be_hidden_stop_the_start(launch: Callable[..., Server], keys: tuple[Path, Path]) -> None:
+    refused = launch("--api-key-file", keys[0], before=NO_PTRACE)
+    assert refused.wait() == 1
+    assert refused.last_line == (
+        "serve.py: the keys would stand on tritonserver's command line, which all local users see: ptrace is refused"
+    )
+
+
+def test_without_keys_of_the_users_it_warns_and_serves(launch: Callable[..., Server]) -> None:
+    server = launch(before=NO_PTRACE).wait_until_ready()
+    assert "local users can see the key that closes Triton's administrative APIs: ptrace is refused" in (
+        server.log.read_text()
+    )
+    assert status(server, ADMIN[0]) == 403
+    assert answers(server)
