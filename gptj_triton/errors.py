@@ -3,6 +3,7 @@
 EngineError
 ├── ConfigError         a setting or checkpoint that stops the start
 ├── InvalidRequestError a field of one request is out of range; the engine goes on
+├── RequestRefusedError one request is refused for what it did before
 └── UnavailableError    the engine is gone, or is not ready yet
 """
 
@@ -28,6 +29,10 @@ class InvalidRequestError(EngineError):
         """The same error, naming the row of a request of several."""
         self.args = (f"row {row}: {self}",)
         return self
+
+
+class RequestRefusedError(EngineError):
+    """One request is refused though each of its fields is in range."""
 
 
 class UnavailableError(EngineError):

@@ -26,7 +26,7 @@ class Metric:
 
 
 class EngineMetrics(msgspec.Struct, tag="metrics"):
-    """The engine's metrics, as it sends them to its frontends."""
+    """The engine's metrics, as it sends them to its frontends, which count what an engine cannot: its end."""
 
     running_sequences: Annotated[int, Metric("gauge", "Sequences that the engine computes")] = 0
     waiting_sequences: Annotated[int, Metric("gauge", "Sequences that wait for the engine to begin")] = 0
@@ -34,6 +34,8 @@ class EngineMetrics(msgspec.Struct, tag="metrics"):
     kv_cache_pages: Annotated[int, Metric("gauge", "Pages of the KV cache")] = 0
     generated_tokens: Annotated[int, Metric("counter", "New tokens of all sequences")] = 0
     preemptions: Annotated[int, Metric("counter", "Sequences that gave their pages back, to be computed again")] = 0
+    engine_restarts: Annotated[int, Metric("counter", "Engine processes that ended unexpectedly")] = 0
+    engine_hangs: Annotated[int, Metric("counter", "Engine processes that were ended for giving no sign of life")] = 0
     step_sequences: Annotated[
         list[int],
         Metric("histogram", "Sequences that got a token in a step", (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)),

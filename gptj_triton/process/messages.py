@@ -15,10 +15,13 @@ from gptj_triton.engine.sampling_params import Limits, SamplingParams
 
 
 class Hello(msgspec.Struct, tag="hello"):
-    """A frontend joins; the engine connects to its `address` (a ZeroMQ endpoint) and watches its process."""
+    """A frontend joins; the engine connects to its `address` (a ZeroMQ endpoint) and watches its process and its
+    server's.
+    """
 
     frontend: str
     pid: int
+    server_pid: int
     address: str
 
 
@@ -26,6 +29,7 @@ class Submit(msgspec.Struct, tag="submit"):
     """Continue `prompt` (token ids) for at most `timeout` seconds, 0 for as long as it takes.
 
     With `stream`, which beam search does not have, its tokens are sent as they come; the answer holds all of them too.
+    In the last seconds before its timeout any request is streamed.
     """
 
     frontend: str
@@ -47,6 +51,16 @@ class Goodbye(msgspec.Struct, tag="goodbye"):
     """A frontend leaves; the engine ends after its last one."""
 
     frontend: str
+
+
+class Drain(msgspec.Struct, tag="drain"):
+    """The server is about to stop: take no more requests, and answer those there are with an error after `seconds`.
+
+    When none is left the engine writes the file `drained`, JSON {"cut": how many got the error}, and goes on without
+    work. A second such message can only shorten the time.
+    """
+
+    seconds: float
 
 
 class Welcome(msgspec.Struct, tag="welcome"):
@@ -87,5 +101,22 @@ class Finished(msgspec.Struct, tag="finished"):
     results: list[Result]
 
 
-ToEngine: TypeAlias = Hello | Submit | Cancel | Goodbye
-ToFrontend: TypeAlias = Welcome | Deltas | EngineMetrics | Finished
+class Refused(msgspec.Struct, tag="refused"):
+    """The one answer to a request that the engine does not finish; `message` says why, for users.
+
+    The server cannot serve it now, or with `invalid` never: another could not either.
+    """
+
+    request: int
+    message: str
+    invalid: bool = False
+
+
+class Draining(msgspec.Struct, tag="draining"):
+    """The engine takes no more requests, and answers those it has within `seconds`."""
+
+    seconds: float
+
+
+ToEngine: TypeAlias = Hello | Submit | Cancel | Goodbye | Drain
+ToFrontend: TypeAlias = Welcome | Deltas | EngineMetrics | Finished | Refused | Draining

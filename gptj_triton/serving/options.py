@@ -16,14 +16,24 @@ from gptj_triton.checkpoint.data_types import COMPUTE_TYPES, FP8
 from gptj_triton.project import REPOSITORY
 from gptj_triton.serving.errors import ServeError
 
-# tritonserver's options that the launcher sets itself: given twice, the URL that it prints would be wrong.
-OWN_SERVER_OPTIONS = (
-    *("model-repository", "model-store", "backend-directory", "exit-on-error", "allow-http"),
-    *("http-address", "http-port", "grpc-address", "grpc-port", "metrics-address", "metrics-port"),
-    *("http-restricted-api", "grpc-restricted-protocol"),
+# tritonserver's options that the launcher sets itself, and why another value would not do.
+OWN_ADDRESSES = (
+    "use --host, --http-port, --grpc-port and --metrics-port, which READY and the launcher's own calls go by"
 )
-# Each opens a port that asks for no key, whatever is closed on the others.
-KEYLESS_SERVER_OPTIONS = ("allow-sagemaker", "allow-vertex-ai")
+OWN_MODELS = "put all that is to be served, and nothing else, into one directory and name it by --model-repository"
+OWN_SERVER_OPTIONS = {
+    **dict.fromkeys(["model-repository", "model-store", "load-model"], OWN_MODELS),
+    "model-control-mode": "it is explicit, so that the launcher can say that the server is not ready",
+    "strict-readiness": "it is true, so that the launcher can say that the server is not ready",
+    "backend-directory": "use the launcher's own --backend-directory",
+    "exit-on-error": "it is false, so that the server lives to say why a model did not load",
+    "allow-http": "it is true: the launcher asks over HTTP whether the server is ready",
+    **dict.fromkeys(
+        ["http-address", "http-port", "grpc-address", "grpc-port", "metrics-address", "metrics-port"], OWN_ADDRESSES
+    ),
+    **dict.fromkeys(["http-restricted-api", "grpc-restricted-protocol"], "use --api-key-file and --open-admin-api"),
+    **dict.fromkeys(["allow-sagemaker", "allow-vertex-ai"], "it is false: their ports ask for no key"),
+}
 # What a model repository served as committed takes from its own config.pbtxt.
 OVERRIDING_OPTIONS = (
     *(
@@ -68,7 +78,10 @@ class Options:
     print_command: bool
     server_arguments: tuple[str, ...]
     start_timeout: int  # seconds
-    exit_timeout: int  # seconds that tritonserver waits for requests in flight when it is told to stop
+    drain_timeout: float  # seconds
+    max_restarts: int
+    restart_window: float  # seconds
+    exit_timeout: int  # seconds that tritonserver waits for its connections when it is told to stop
 
     @property
     def url(self) -> str:
@@ -136,6 +149,20 @@ def positive(text: str) -> int:
     return value
 
 
+def natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is not 0 or more")
+    return value
+
+
+def seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds, 0 or more")
+    return value
+
+
 def parser() -> OneLineParser:
     result = OneLineParser(
         prog="serve.py",
@@ -176,6 +203,11 @@ def parser() -> OneLineParser:
     add("--engine-python", default="python3", metavar="PROGRAM", help="the Python that has torch (default: this one)")
     timeout_help = "end the start where a model is not ready after so long (default: 1800)"
     add("--start-timeout", type=positive, default=1800, metavar="SECONDS", help=timeout_help)
+    drain_help = "how long requests may go on after a signal to stop (default: 30)"
+    add("--drain-timeout", type=seconds, default=30.0, metavar="SECONDS", help=drain_help)
+    restart_help = "how often tritonserver is started again when it dies, within --restart-window (default: 10)"
+    add("--max-restarts", type=natural, default=10, metavar="N", help=restart_help)
+    add("--restart-window", type=seconds, default=300.0, metavar="SECONDS", help="default: 300")
     add("--print-command", action="store_true", help="print how to serve model_repository/ by hand, and end")
     return result
 
@@ -189,10 +221,9 @@ def read_options(arguments: Sequence[str]) -> Options:
     options = Options(**given, server_arguments=behind, exit_timeout=exit_timeout_in(behind))
     for argument in options.server_arguments:
         name = argument.removeprefix("--").partition("=")[0]
-        if is_or_abbreviates(argument, OWN_SERVER_OPTIONS):
-            command_line.error(f"--{name} stands behind --, but the launcher sets it: use the launcher's own options")
-        if is_or_abbreviates(argument, KEYLESS_SERVER_OPTIONS):
-            command_line.error(f"--{name} stands behind --, but its port asks for no key: it is not supported")
+        own = own_option(argument)
+        if own is not None:
+            command_line.error(f"--{name} stands behind --, but the launcher sets it: {OWN_SERVER_OPTIONS[own]}")
     if options.print_command:
         for name in OVERRIDING_OPTIONS:
             if given[name] != command_line.get_default(name):
@@ -207,6 +238,11 @@ def read_options(arguments: Sequence[str]) -> Options:
     return options
 
 
+def own_option(argument: str) -> str | None:
+    """The option of tritonserver that the launcher sets and that the argument is, or abbreviates."""
+    return next((option for option in OWN_SERVER_OPTIONS if is_or_abbreviates(argument, [option])), None)
+
+
 def is_or_abbreviates(argument: str, options: Sequence[str]) -> bool:
     """Whether tritonserver, whose getopt takes abbreviations, may read the argument as one of its `options`."""
     name = argument.removeprefix("--").partition("=")[0]
@@ -214,9 +250,9 @@ def is_or_abbreviates(argument: str, options: Sequence[str]) -> bool:
 
 
 def exit_timeout_in(server_arguments: Sequence[str]) -> int:
-    """tritonserver's own option where it is given, else its default."""
+    """tritonserver's own option where it is given, else the launcher's default: it stops when all is answered."""
     server = OneLineParser(prog="serve.py", add_help=False, allow_abbrev=False)
-    server.add_argument("--exit-timeout-secs", type=int, default=30)
+    server.add_argument("--exit-timeout-secs", type=int, default=5)
     return int(server.parse_known_args(server_arguments)[0].exit_timeout_secs)
 
 

@@ -60,10 +60,10 @@ class TritonPythonModel:
                 else:
                     reply = Reply(tensors, rows, responder, pass_through=self.decoupled)
             except InvalidRequestError as error:
-                responder.fail(str(error), pb_utils.TritonError.INVALID_ARG)
+                responder.refuse(str(error))
             except Exception as error:
                 pb_utils.Logger.log_error(f"a request could not be read: {error!r}")
-                responder.fail(f"the request could not be read: {error}", pb_utils.TritonError.INTERNAL)
+                responder.break_off(f"the request could not be read: {error}")
             else:
                 self.replies.submit(reply, rows, timeout)
 
@@ -91,10 +91,23 @@ class TritonResponder:
         response = pb_utils.InferenceResponse([tensor for _, tensor in self._tensors.values()])
         self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)
 
-    def fail(self, message: str, code: int | None = None) -> None:
-        """Send an error, which is always the last response; `code` is one of TritonError's, UNAVAILABLE by default."""
-        error = pb_utils.TritonError(message, pb_utils.TritonError.UNAVAILABLE if code is None else code)
-        response = pb_utils.InferenceResponse(error=error)
+    def fail(self, message: str) -> None:
+        """Say, as the last response, that the server cannot serve the request now.
+
+        `generate` answers every error with 400, so a proxy in front knows this one by its first word.
+        """
+        self._send_error(f"UNAVAILABLE: {message}", pb_utils.TritonError.UNAVAILABLE)
+
+    def refuse(self, message: str) -> None:
+        """Say, as the last response, that the request is at fault."""
+        self._send_error(message, pb_utils.TritonError.INVALID_ARG)
+
+    def break_off(self, message: str) -> None:
+        """Say, as the last response, that this backend is at fault."""
+        self._send_error(message, pb_utils.TritonError.INTERNAL)
+
+    def _send_error(self, message: str, code: int) -> None:
+        response = pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
         self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def _tensor(self, name: str, array: NDArray[Any]) -> Any:
