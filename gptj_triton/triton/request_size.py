@@ -42,9 +42,10 @@ def check_output_size(sequences: int, width: int, limits: RequestLimits) -> None
 
 
 def check_strings(name: str, words: NDArray[Any], limits: RequestLimits) -> None:
-    """Raise InvalidRequestError for too long a list of words of one row, [words] bytes, empty ones counted."""
-    limits.check("max_words", len(words), f"number of words of {name}")
-    limits.check("max_word_bytes", sum(map(len, words.tolist())), f"number of bytes of {name}")
+    """Raise InvalidRequestError for too long a list of words of one row, [words] bytes; empty ones do not count."""
+    sizes = [len(word) for word in words.tolist() if word]
+    limits.check("max_words", len(sizes), f"number of words of {name}")
+    limits.check("max_word_bytes", sum(sizes), f"number of bytes of {name}")
 
 
 def check_ids(name: str, words: NDArray[Any], limits: RequestLimits) -> None:
