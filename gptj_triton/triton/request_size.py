@@ -50,6 +50,8 @@ def check_strings(name: str, words: NDArray[Any], limits: RequestLimits) -> None
 
 def check_ids(name: str, words: NDArray[Any], limits: RequestLimits) -> None:
     """The same for words as token ids, [2, W]: the ids end to end, and where each word ends, padded with -1."""
+    if words.shape[1] <= min(limits.max_words, limits.max_word_bytes):
+        return  # there is no room for more
     count = int(np.count_nonzero(words[1] != -1))
     limits.check("max_words", count, f"number of words of {name}", SPELLINGS)
     limits.check("max_word_bytes", int(_numbers_of_ids(words[np.newaxis])[0]), f"number of ids of {name}", SPELLINGS)
@@ -70,9 +72,10 @@ def id_bytes(words: Iterable[tuple[int, ...] | list[int]]) -> int:
     return sum(ID_BYTES * len(word) for word in words)
 
 
-def total_id_bytes(lists: NDArray[Any]) -> int:
-    """The same of all rows' words, [rows, 2, W]."""
-    return ID_BYTES * int(_numbers_of_ids(lists).sum())
+def total_id_bytes(lists: NDArray[Any], small: int) -> int:
+    """The same of all rows' words, [rows, 2, W]; where it is `small` bytes or less, perhaps padding too."""
+    most = lists.nbytes // 2  # the other half says where words end
+    return most if most <= small else ID_BYTES * int(_numbers_of_ids(lists).sum())
 
 
 def _numbers_of_ids(lists: NDArray[Any]) -> NDArray[Any]:
