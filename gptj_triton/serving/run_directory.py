@@ -72,6 +72,7 @@ def run_directory() -> Iterator[RunDirectory]:
         with unlocked.open("xb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             unlocked.rename(path / "lock")
+            (path / "launcher.pid").write_text(str(os.getpid()))
             run = RunDirectory(path, lock)
             try:
                 yield run

@@ -163,16 +163,19 @@ def test_a_drained_engine_finishes_what_it_can_and_cuts_the_rest_once(
     changes = {"model_checkpoint_path": slow.model_checkpoint_path, "kv_cache_gib": 0.1, "max_sequences": 2}
     frontends = [open_frontend("first", **changes), open_frontend("second", **changes)]
     directory = EngineDirectory.of(slow, server.pid)
-    short, long = Mailbox(), Mailbox()
-    frontends[0].submit([1, 2, 3], SHORT, short.answers.put)
-    for frontend in frontends * 2:  # two of them wait
+    some, long = SamplingParams(request_output_len=200, end_ids=(256,), min_length=200), Mailbox()
+    short = Mailbox()
+    frontends[0].submit([1, 2, 3], some, short.answers.put)
+    for frontend in frontends * 2:  # three of them wait
         frontend.submit([1, 2], LONG, long.answers.put)
+    reports = Reports(frontends[0])
+    wait_until(lambda: reports.last.running_sequences + reports.last.waiting_sequences == 5, "no report")
     push(directory, Drain(1.5), Drain(100.0), Drain(1.5))
     wait_until(lambda: not directory.ready_file("first").exists(), "the frontend does not know")
     for frontend in frontends:
         with pytest.raises(UnavailableError, match="the server is shutting down"):
             frontend.submit([1], SHORT, long.answers.put)
-    assert len(short.tokens()) == 5
+    assert len(short.tokens()) == 200
     cut = [answer for answer in [long.take() for _ in range(4)] if answer == Failed("the server is shutting down")]
     assert len(cut) >= 2
     wait_until(directory.drained_file.exists, "no word of the end")
