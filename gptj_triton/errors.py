@@ -30,5 +30,12 @@ class InvalidRequestError(EngineError):
         return self
 
 
+REFUSALS = ("engine_down", "queue_full", "draining", "timeout")
+
+
 class UnavailableError(EngineError):
-    """No engine can take or finish the request now."""
+    """No engine can take or finish the request now; `reason` is a word for the metrics, of REFUSALS."""
+
+    def __init__(self, message: str, reason: str = "engine_down") -> None:
+        super().__init__(message)
+        self.reason = reason

@@ -4,6 +4,7 @@ tensors.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Hashable, Iterator
 from collections.abc import Sequence as SequenceOf
@@ -78,10 +79,18 @@ class Scheduler:
 
     def update_gauges(self) -> None:
         """Set the gauges among the metrics to what is the case now."""
-        self.metrics.running_sequences = len(self.running)
-        self.metrics.waiting_sequences = len(self.waiting)
-        self.metrics.kv_cache_used_pages = self.pool.num_pages - self.pool.num_free
-        self.metrics.kv_cache_pages = self.pool.num_pages
+        metrics, pool = self.metrics, self.pool
+        metrics.num_requests_running = len(self.running)
+        metrics.num_requests_waiting = len(self.waiting)
+        metrics.num_requests_prefilling = sum(not sequence.token_at for sequence in self.running)
+        metrics.num_requests_active = len(self)
+        metrics.num_requests_max = self.max_sequences
+        metrics.num_tokens_waiting = sum(sequence.num_known for sequence in self.waiting)
+        metrics.kv_cache_pages = pool.num_pages
+        metrics.kv_cache_free_pages = pool.num_free
+        metrics.kv_cache_used_pages = pool.num_pages - pool.num_free
+        metrics.kv_cache_usage_perc = metrics.kv_cache_used_pages / pool.num_pages
+        metrics.kv_cache_page_tokens = pool.page_size
 
     def schedule(self) -> list[Scheduled]:
         """Choose the next step's work; empty when there is none."""
@@ -122,7 +131,17 @@ class Scheduler:
             self.pool.release(sequence)
             return None
         self.running.append(self.waiting.popleft())
+        self._count_admission(sequence)
         return sequence
+
+    def _count_admission(self, sequence: Sequence) -> None:
+        if sequence.admitted_at:
+            return  # it had to give way, and is computed again
+        sequence.admitted_at = time.monotonic()
+        self.metrics.request_queue_time_seconds.observe(sequence.admitted_at - sequence.submitted_at)
+        self.metrics.prompt_tokens_total += len(sequence.prompt)
+        self.metrics.prefix_cache_queries_total += len(sequence.prompt)
+        self.metrics.prefix_cache_hits_total += sequence.num_cached
 
     def _num_reserved(self) -> int:
         """Sequences that run, and the beams that searches which have just begun will have."""
@@ -137,7 +156,7 @@ class Scheduler:
                     self.running.remove(member)
                     self.pool.release(member)
                     self.waiting.appendleft(member)
-                    self.metrics.preemptions += 1
+                    self.metrics.num_preemptions_total += 1
             if sequence in last:
                 return False
         return True

@@ -11,10 +11,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import queue
 import secrets
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -34,9 +34,13 @@ from gptj_triton.process.directory import EngineDirectory
 
 @dataclass(frozen=True)
 class Failed:
-    """The answer to a request that no engine finishes; `message` says why."""
+    """The answer to a request that no engine finishes; `message` says why.
+
+    `refused` is a word for the metrics where it was not begun, one of REFUSALS.
+    """
 
     message: str
+    refused: str = ""
 
 
 Answer: TypeAlias = messages.Finished | Failed
@@ -54,19 +58,28 @@ class EngineClient:
     """Requests go out from the thread that calls `submit`; answers arrive on a thread of this class."""
 
     def __init__(
-        self, config: EngineConfig, server_pid: int, name: str, engine_module: str = "gptj_triton.process.server"
+        self,
+        config: EngineConfig,
+        server_pid: int,
+        name: str,
+        engine_module: str = "gptj_triton.process.server",
+        model: str = "",
+        on_report: Callable[[EngineMetrics | None], None] = lambda report: None,
     ) -> None:
         """Join the engine, starting it if it is not there; returns when its model is loaded.
 
         `server_pid` is the process that the engine must end with; `name` is unique among the frontends of that server;
-        `engine_module` is run as the engine process. Raises ConfigError with the engine's own words when it cannot
-        start.
+        `engine_module` is run as the engine process. `on_report` is called on another thread with what the engine has
+        counted since the last call, or with None if another frontend publishes that: the first by `model`. Raises
+        ConfigError with the engine's own words when it cannot start.
         """
         self._config = config
         self._server_pid = server_pid
         self._name = name
         self._engine_module = engine_module
-        self.reports: queue.SimpleQueue[EngineMetrics] = queue.SimpleQueue()  # of the engine's metrics, oldest first
+        self._model = model
+        self._on_report = on_report
+        self._publishes = False
         self._directory = EngineDirectory.of(config, server_pid)
         self._directory.make()
         self._child: subprocess.Popen[bytes] | None = None
@@ -114,7 +127,9 @@ class EngineClient:
                 raise UnavailableError(self._unavailable)
             number = secrets.randbits(63)  # nobody can guess it: a cancel handle carries it
             self._pending[number] = on_answer, on_tokens
-            self._send(messages.Submit(self._name, number, prompt, params, on_tokens is not None, timeout))
+            self._send(
+                messages.Submit(self._name, number, prompt, params, time.monotonic(), on_tokens is not None, timeout)
+            )
         return number
 
     def cancel_handle(self, number: int) -> bytes:
@@ -168,7 +183,7 @@ class EngineClient:
             self._outbox = self._context.socket(zmq.PUSH)
             self._outbox.set_hwm(0)
             self._outbox.connect(self._directory.engine_address)
-            self._send(messages.Hello(self._name, os.getpid(), self._address))
+            self._send(messages.Hello(self._name, self._model, os.getpid(), self._address))
             welcome = self._await_welcome()
             if welcome is not None:
                 return welcome
@@ -238,8 +253,9 @@ class EngineClient:
 
     def _dispatch(self, message: messages.ToFrontend) -> None:
         assert not isinstance(message, messages.Welcome)
-        if isinstance(message, EngineMetrics):
-            self.reports.put(message)
+        if isinstance(message, messages.Report):
+            self._publishes = message.publisher == self._name
+            self._on_report(message.metrics if self._publishes else None)
         elif isinstance(message, messages.Deltas):
             for delta in message.deltas:
                 _, on_tokens = self._pending.get(delta.request, _NOBODY)
@@ -254,7 +270,8 @@ class EngineClient:
         """After the engine died: answer what was in flight, and start a new engine."""
         with self._lock:
             self._ready = False
-        self.reports.put(EngineMetrics())
+        if self._publishes:
+            self._on_report(EngineMetrics(engine_restarts_total=1))
         os.close(self._pidfd)
         while self._inbox.poll(0):  # answers sent before it died count
             self._dispatch(self._decoder.decode(self._inbox.recv()))

@@ -15,15 +15,21 @@ from gptj_triton.engine.sampling_params import Limits, SamplingParams
 
 
 class Hello(msgspec.Struct, tag="hello"):
-    """A frontend joins; the engine connects to its `address` (a ZeroMQ endpoint) and watches its process."""
+    """A frontend joins; the engine connects to its `address` (a ZeroMQ endpoint) and watches its process.
+
+    `model` is the name by which it publishes the engine's metrics.
+    """
 
     frontend: str
+    model: str
     pid: int
     address: str
 
 
 class Submit(msgspec.Struct, tag="submit"):
     """Continue `prompt` (token ids) for at most `timeout` seconds, 0 for as long as it takes.
+
+    `submitted_at` is the moment of time.monotonic() from which its times are measured.
 
     With `stream`, which beam search does not have, its tokens are sent as they come; the answer holds all of them too.
     """
@@ -32,6 +38,7 @@ class Submit(msgspec.Struct, tag="submit"):
     request: int
     prompt: list[int]
     params: SamplingParams
+    submitted_at: float
     stream: bool = False
     timeout: float = 0.0
 
@@ -87,5 +94,12 @@ class Finished(msgspec.Struct, tag="finished"):
     results: list[Result]
 
 
+class Report(msgspec.Struct, tag="report"):
+    """What the engine counted since its last report. `publisher` is the one frontend that publishes it."""
+
+    publisher: str
+    metrics: EngineMetrics
+
+
 ToEngine: TypeAlias = Hello | Submit | Cancel | Goodbye
-ToFrontend: TypeAlias = Welcome | Deltas | EngineMetrics | Finished
+ToFrontend: TypeAlias = Welcome | Deltas | Report | Finished

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import math
 import os
 import signal
 import sys
@@ -33,7 +34,7 @@ from gptj_triton.pidfd import open_pidfd, when_ended
 from gptj_triton.process import messages
 from gptj_triton.process.directory import EngineDirectory
 
-REPORT_INTERVAL = 0.1  # seconds between two reports of the metrics while the engine is busy
+REPORT_INTERVAL = 0.25  # seconds between two reports of the metrics
 
 log = logging.getLogger("gptj_triton")
 
@@ -59,9 +60,11 @@ class Stream:
 class Frontend:
     """A process that sends requests: where to answer, how to see that it died, and its requests in flight.
 
-    `socket` is the file that it receives at; the engine removes it when the frontend died.
+    `socket` is the file that it receives at; the engine removes it when the frontend died. `model` is the name by which
+    it publishes metrics.
     """
 
+    model: str
     outbox: zmq.Socket[bytes]
     pidfd: int
     socket: Path
@@ -84,7 +87,7 @@ class EngineServer:
         self._first_frontend_pid = first_frontend_pid
         self._deadlines: dict[Hashable, float] = {}
         self._reported = EngineMetrics()
-        self._reported_at = 0.0
+        self._next_report = 0.0
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(messages.ToEngine)
 
@@ -115,7 +118,7 @@ class EngineServer:
         self._context.destroy(linger=1000)
 
     def _receive(self, engine: Engine, wait: bool) -> None:
-        events = dict(self._poller.poll(None if wait else 0))
+        events = dict(self._poller.poll(self._until_report(engine) if wait else 0))
         dead = [frontend for frontend in self._frontends.values() if frontend.pidfd in events]
         while self._inbox.poll(0):
             self._handle(engine, self._decoder.decode(self._inbox.recv()))
@@ -147,17 +150,18 @@ class EngineServer:
         outbox = self._context.socket(zmq.PUSH)
         outbox.set_hwm(0)
         outbox.connect(hello.address)
-        self._frontends[hello.frontend] = Frontend(outbox, pidfd, socket)
+        self._frontends[hello.frontend] = Frontend(hello.model, outbox, pidfd, socket)
         self._poller.register(pidfd, zmq.POLLIN)
         model = engine.model_config
         welcome = messages.Welcome(os.getpid(), engine.limits, model.start_id, model.end_ids)
         outbox.send(self._encoder.encode(welcome))
-        engine.scheduler.update_gauges()
-        outbox.send(self._encoder.encode(engine.metrics.without_histograms()))
+        self._send_report(engine)
 
     def _submit(self, engine: Engine, submit: messages.Submit) -> None:
         frontend = self._frontends[submit.frontend]
-        sequence = Sequence((submit.frontend, submit.request), submit.prompt, submit.params)
+        sequence = Sequence(
+            (submit.frontend, submit.request), submit.prompt, submit.params, submitted_at=submit.submitted_at
+        )
         engine.submit(sequence)
         frontend.requests.add(submit.request)
         if submit.stream:
@@ -177,16 +181,30 @@ class EngineServer:
                 frontend.outbox.send(self._encoder.encode(messages.Deltas(deltas)))
 
     def _report_metrics(self, engine: Engine) -> None:
-        """Send the metrics to all frontends if they have changed: at once when the engine falls idle."""
-        now = time.monotonic()
-        if engine.busy and now < self._reported_at + REPORT_INTERVAL:
+        """Report if it is time to and anything has happened."""
+        if time.monotonic() >= self._next_report and self._has_news(engine):
+            self._send_report(engine)
+
+    def _until_report(self, engine: Engine) -> int | None:
+        """Milliseconds until an engine that falls idle may report what it has not yet; None if there is nothing."""
+        if not self._has_news(engine):
+            return None
+        return max(0, math.ceil((self._next_report - time.monotonic()) * 1e3))
+
+    def _has_news(self, engine: Engine) -> bool:
+        engine.scheduler.update_gauges()
+        return engine.metrics.has_news(self._reported)
+
+    def _send_report(self, engine: Engine) -> None:
+        """Send all frontends what has been counted: the first of them by its model's name publishes it."""
+        if not self._frontends:
             return
         engine.scheduler.update_gauges()
-        if engine.metrics.differ_from(self._reported):
-            self._reported, self._reported_at = engine.metrics.take(), now
-            message = self._encoder.encode(self._reported)
-            for frontend in self._frontends.values():
-                frontend.outbox.send(message)
+        self._reported, self._next_report = engine.metrics.take(), time.monotonic() + REPORT_INTERVAL
+        publisher = min(self._frontends, key=lambda name: (self._frontends[name].model, name))
+        message = self._encoder.encode(messages.Report(publisher, self._reported))
+        for frontend in self._frontends.values():
+            frontend.outbox.send(message)
 
     def _answer(self, sequences: list[Sequence]) -> None:
         name, request = _address(sequences[0])
@@ -205,6 +223,7 @@ class EngineServer:
         self._poller.unregister(frontend.pidfd)
         os.close(frontend.pidfd)
         frontend.outbox.close(linger=1000)
+        self._send_report(engine)  # another frontend may be the one that publishes now
 
 
 def _address(sequence: Sequence) -> tuple[str, int]:

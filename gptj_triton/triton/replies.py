@@ -7,7 +7,6 @@ tokens that come in between travel together in the next piece.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import heapq
 import itertools
@@ -21,7 +20,7 @@ from typing import Any, Protocol, TypeAlias
 
 from numpy.typing import NDArray
 
-from gptj_triton.engine.metrics import EngineMetrics
+from gptj_triton.engine.metrics import FINISH_REASONS, RequestMetrics
 from gptj_triton.errors import ConfigError, UnavailableError
 from gptj_triton.process.client import Answer, EngineClient, Failed
 from gptj_triton.process.messages import Finished, TokenDelta
@@ -33,7 +32,7 @@ Outputs: TypeAlias = dict[str, NDArray[Any]]
 PIECES_PER_SECOND = 1000.0
 HANDLE_INTERVAL = 0.12  # seconds between two pieces of a stream that say how to cancel it
 CANCEL_CHECK_AGE = 0.5  # seconds after which a request is first asked whether its client left
-ROUND_INTERVAL = 0.1  # seconds between two rounds of asking, and of publishing metrics
+ROUND_INTERVAL = 0.1  # seconds between two rounds of asking
 CANCEL_CHECKS_A_ROUND = 50  # one takes 0.1 ms
 
 log = logging.getLogger("gptj_triton")
@@ -87,6 +86,12 @@ class Reply:
         self._missing -= 1
         return not self._missing or self.failed is not None
 
+    @property
+    def finish_reason(self) -> str:
+        """Why the request ended: of its sequences' reasons the one that stands first in FINISH_REASONS."""
+        reasons = {answer.results[0].finish_reason for answer in self._answers if answer}
+        return min(reasons, key=FINISH_REASONS.index)
+
     def outputs(self) -> Outputs:
         """The tensors of the last response, once all sequences are answered."""
         outputs = write_tensors(self._tensors, self._rows, [answer for answer in self._answers if answer])
@@ -133,12 +138,10 @@ class StreamReply(Reply):
 class Replies:
     """All replies in flight, and the thread that sends them."""
 
-    def __init__(
-        self, engine: EngineClient, pieces_per_second: float, publish: Callable[[EngineMetrics], None]
-    ) -> None:
-        """`publish` gets each report of the engine's metrics, on the thread that sends."""
+    def __init__(self, engine: EngineClient, pieces_per_second: float, count: Callable[[RequestMetrics], None]) -> None:
+        """`count` is told how each request ended."""
         self._engine = engine
-        self._publish = publish
+        self._count = count
         self._pieces_per_second = pieces_per_second
         # Filled by the threads that submit, emptied by the thread that sends.
         self._open: dict[Reply, None] = {}  # the one asked about longest ago comes first
@@ -164,7 +167,7 @@ class Replies:
             try:
                 reply.numbers.append(self._engine.submit(prompt, params, on_answer, on_tokens, timeout))
             except UnavailableError as error:
-                self._take(reply, index, Failed(str(error)))
+                self._take(reply, index, Failed(str(error), error.reason))
                 return
         if isinstance(reply, StreamReply):
             reply.next_handle = time.monotonic() + HANDLE_INTERVAL
@@ -226,7 +229,7 @@ class Replies:
         if reply.sent_last:
             return
         if reply.failed is not None:
-            self._fail(reply, reply.failed.message)
+            self._fail(reply, reply.failed)
         else:
             self._respond(reply, reply.outputs, last=True)
 
@@ -237,16 +240,19 @@ class Replies:
                 reply.responder.send(tensors, last)
         except Exception as error:
             log.exception("an answer could not be sent")
-            self._fail(reply, f"the answer could not be sent: {error}")
+            self._fail(reply, Failed(f"the answer could not be sent: {error}"))
         else:
             if last:
                 self._finish(reply)
+                self._count(RequestMetrics(request_success_total={reply.finish_reason: 1}))
 
-    def _fail(self, reply: Reply, message: str) -> None:
+    def _fail(self, reply: Reply, failed: Failed) -> None:
         """End a reply with an error; nobody waits for what is still in flight of it."""
         self._finish(reply)
+        refused = RequestMetrics(request_refused_total={failed.refused: 1})
+        self._count(refused if failed.refused else RequestMetrics(request_failed_total=1))
         self._cancel(reply)
-        reply.responder.fail(message)
+        reply.responder.fail(failed.message)
 
     def _finish(self, reply: Reply) -> None:
         reply.sent_last = True
@@ -254,7 +260,7 @@ class Replies:
         self._open_streams.discard(reply)
 
     def _make_round(self) -> None:
-        """Cancel the requests of clients that left, and publish what the engine reported."""
+        """Cancel the requests of clients that left."""
         now = time.monotonic()
         self._at(now + ROUND_INTERVAL, self._make_round)
         old = (reply for reply in list(self._open) if now - reply.began >= CANCEL_CHECK_AGE and not reply.cancelled)
@@ -262,9 +268,6 @@ class Replies:
             self._open[reply] = self._open.pop(reply)
             if reply.responder.is_cancelled():
                 self._cancel(reply)
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._publish(self._engine.reports.get_nowait())
 
     def _cancel(self, reply: Reply) -> None:
         reply.cancelled = True

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from gptj_triton.engine.config import EngineConfig
-from gptj_triton.engine.metrics import EngineMetrics
+from gptj_triton.engine.metrics import METRICS, EngineMetrics
 from gptj_triton.engine.sampling_params import SamplingParams
 from gptj_triton.errors import ConfigError, UnavailableError
 from gptj_triton.process.client import Answer, EngineClient, Failed
@@ -34,7 +34,7 @@ import sys
 from gptj_triton.process.client import EngineClient
 from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.sampling_params import SamplingParams
-frontend = EngineClient(EngineConfig.from_json(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+frontend = EngineClient(EngineConfig.from_json(sys.argv[1]), int(sys.argv[2]), sys.argv[3], model="z")
 for _ in range(int(sys.argv[4])):
     frontend.submit([1, 2], SamplingParams(request_output_len=900, end_ids=(256,), min_length=900), lambda answer: None)
 print(frontend.engine_info.engine_pid, flush=True)
@@ -73,8 +73,10 @@ def open_frontend(config: EngineConfig, server: Server) -> Iterator[Callable[...
     """Opens frontends of this process to the engine of `config`, changed by keywords; all are closed at the end."""
     with contextlib.ExitStack() as stack:
 
-        def open_one(name: str, **changes: Any) -> EngineClient:
-            frontend = EngineClient(msgspec.structs.replace(config, **changes), server.pid, name)
+        def open_one(name: str, reports: Reports | None = None, **changes: Any) -> EngineClient:
+            on_report = reports.take if reports else lambda report: None
+            changed = msgspec.structs.replace(config, **changes)
+            frontend = EngineClient(changed, server.pid, name, model=f"model_{name}", on_report=on_report)
             stack.callback(frontend.close)
             return frontend
 
@@ -89,18 +91,21 @@ def files_of(server: Server) -> Path:
 
 
 class Reports:
-    """The engine's metrics as a frontend gets them."""
+    """The engine's metrics as a frontend is to publish them; `total` has the gauges of the last report."""
 
-    def __init__(self, frontend: EngineClient) -> None:
-        self._frontend = frontend
-        self._last = EngineMetrics()
+    def __init__(self) -> None:
+        self.total = EngineMetrics()
+        self.publishes = False
 
-    @property
-    def last(self) -> EngineMetrics:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._last = self._frontend.reports.get_nowait()
-        return self._last
+    def take(self, report: EngineMetrics | None) -> None:
+        self.publishes = report is not None
+        if report is None:
+            return
+        for name in EngineMetrics.__struct_fields__:
+            if METRICS[name].kind == "gauge":
+                setattr(self.total, name, getattr(report, name))
+            elif METRICS[name].kind == "counter":
+                setattr(self.total, name, getattr(self.total, name) + getattr(report, name))
 
 
 def wait_until(condition: Callable[[], bool], otherwise: str, seconds: float = 30.0) -> None:
@@ -221,31 +226,60 @@ def test_a_timeout_ends_requests_that_run_and_that_wait_with_what_they_have(
 def test_a_request_is_cancelled_by_whoever_has_its_handle_and_metrics_are_reported(
     server: Server, open_frontend: Callable[..., EngineClient], mailbox: Mailbox
 ) -> None:
-    frontend, other = open_frontend("first"), open_frontend("second")
+    reports = Reports()
+    frontend = open_frontend("first", reports)
     number = frontend.submit([1, 2], LONG, mailbox.answers.put)
-    reports = [Reports(frontend), Reports(other)]
-    for each in reports:
-        wait_until(lambda each=each: each.last.running_sequences == 1, "no report")  # type: ignore[misc]
-        assert each.last.kv_cache_used_pages > 0
+    wait_until(lambda: reports.total.num_requests_running == 1, "no report")
+    assert reports.total.kv_cache_used_pages > 0
     cancel_reports = CancelReports(files_of(server))
     assert cancel_reports.send([frontend.cancel_handle(number)]) == set()
     answer = mailbox.take()
     assert isinstance(answer, Finished) and answer.results[0].finish_reason == "cancelled"
-    for each in reports:
-        wait_until(lambda each=each: each.last.running_sequences == 0, "no report of an idle engine")  # type: ignore[misc]
-        assert each.last.kv_cache_used_pages == 0 and each.last.generated_tokens >= len(answer.results[0].tokens)
+    wait_until(lambda: reports.total.num_requests_running == 0, "no report of an idle engine")
+    assert reports.total.kv_cache_used_pages == 0
+    assert reports.total.generation_tokens_total == len(answer.results[0].tokens)
     cancel_reports.close()
+
+
+def test_one_frontend_publishes_the_engine_s_metrics_and_the_next_one_when_it_leaves(
+    open_frontend: Callable[..., EngineClient], mailbox: Mailbox
+) -> None:
+    by_name = {name: Reports() for name in ("b", "c", "a")}
+    frontends = {name: open_frontend(name, reports) for name, reports in by_name.items()}
+
+    def publishing() -> set[str]:
+        return {name for name, reports in by_name.items() if reports.publishes}
+
+    def ask() -> int:
+        """Tokens of an answer that have been reported, each once."""
+        before = sum(reports.total.generation_tokens_total for reports in by_name.values())
+        frontends["c"].submit([1, 2], SHORT, mailbox.answers.put)
+        new = len(mailbox.tokens())
+
+        def reported() -> int:
+            return sum(reports.total.generation_tokens_total for reports in by_name.values()) - before
+
+        wait_until(lambda: reported() >= new, "no report")
+        time.sleep(0.5)  # a second report would have come by then
+        return reported() - new
+
+    wait_until(lambda: publishing() == {"a"}, "a frontend that publishes")
+    assert ask() == 0
+    frontends.pop("a").close()
+    by_name["a"].publishes = False
+    wait_until(lambda: publishing() == {"b"}, "another frontend that publishes")
+    assert ask() == 0
 
 
 def test_a_killed_engine_answers_each_request_once_with_an_error_and_a_new_one_serves(
     open_frontend: Callable[..., EngineClient], mailbox: Mailbox
 ) -> None:
-    frontends = [open_frontend("first"), open_frontend("second")]
+    reports = Reports()
+    frontends = [open_frontend("first", reports), open_frontend("second")]
     pid = frontends[0].engine_info.engine_pid
     for frontend in frontends * 8:
         frontend.submit([1, 2], LONG, mailbox.answers.put)
-    reports = Reports(frontends[0])
-    wait_until(lambda: reports.last.running_sequences > 0, "no report")
+    wait_until(lambda: reports.total.num_requests_running > 0, "no report")
     os.kill(pid, signal.SIGKILL)
     answers = [mailbox.take() for _ in range(16)]
     assert all(isinstance(answer, Failed) for answer in answers)
@@ -253,6 +287,7 @@ def test_a_killed_engine_answers_each_request_once_with_an_error_and_a_new_one_s
         submit_when_ready(frontend, mailbox)
     assert mailbox.tokens() == mailbox.tokens()
     assert mailbox.answers.empty(), "a request was answered twice"
+    assert reports.total.engine_restarts_total == 1
     assert frontends[0].engine_info.engine_pid == frontends[1].engine_info.engine_pid != pid
 
 
@@ -265,14 +300,14 @@ def test_a_frontend_that_was_killed_keeps_neither_the_engine_nor_its_requests_al
     with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe) as doomed:
         assert doomed.stdout is not None
         pid = int(doomed.stdout.readline())
-        frontend = open_frontend("other")
+        reports = Reports()
+        frontend = open_frontend("other", reports)
         assert frontend.engine_info.engine_pid == pid
-        reports = Reports(frontend)
-        wait_until(lambda: reports.last.waiting_sequences > 0, "no report")
+        wait_until(lambda: reports.total.num_requests_waiting > 0, "no report")
         doomed.kill()
     # What the dead frontend asked for would take the engine most of a minute.
     wait_until(
-        lambda: reports.last.running_sequences == reports.last.waiting_sequences == 0,
+        lambda: reports.total.num_requests_running == reports.total.num_requests_waiting == 0,
         "the engine works for a frontend that is dead",
         10,
     )
