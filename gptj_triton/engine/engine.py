@@ -12,7 +12,7 @@ from gptj_triton.engine.beam import BeamSearch
 from gptj_triton.engine.kv_pages import PagePool
 from gptj_triton.engine.metrics import EngineMetrics
 from gptj_triton.engine.runner import Launched
-from gptj_triton.engine.sampling_params import Limits
+from gptj_triton.engine.sampling_params import Limits, SamplingParams
 from gptj_triton.engine.scheduler import Scheduled, Scheduler
 from gptj_triton.engine.sequence import Sampled, Sequence
 
@@ -88,7 +88,7 @@ class Engine:
         self.scheduler.remove(group)
         search = self._searches.pop(key, None)
         if search is None:
-            return group
+            return group * group[0].params.beam_width  # a search that has not begun has one member
         search.finished += group
         return search.result()[: search.params.beam_width]
 
@@ -105,6 +105,13 @@ class Engine:
             began = time.monotonic()
             self._launched.append((self._runner.launch(step), began))
         return ended + self._collect(leave=self._runner.steps_ahead if step else 0)
+
+    def test(self) -> None:
+        """Generate one token, of which nothing remains: an engine that cannot must not be given requests."""
+        self.submit(Sequence("test", [0], SamplingParams(request_output_len=1, end_ids=())))
+        while self.busy:
+            self.step()
+        self.metrics.take()
 
     def close(self) -> None:
         """End the model's other processes, if it has some. Nothing else may be called afterwards."""

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, get_type_hints
 
 import msgspec
 
-from gptj_triton.errors import REFUSALS
+from gptj_triton.errors import REFUSAL_REASONS
 
 PREFIX = "gptj_"
 FINISH_REASONS = ("cancelled", "timeout", "length", "stop")
@@ -121,6 +121,9 @@ class EngineMetrics(Metrics, tag="metrics"):
         int, Metric("counter", "Sequences that gave their pages back, to be computed again")
     ] = 0
     engine_restarts_total: Annotated[int, Metric("counter", "Engine processes that ended unexpectedly")] = 0
+    engine_hangs_total: Annotated[
+        int, Metric("counter", "Engine processes that were ended for giving no sign of life")
+    ] = 0
     server_restarts_total: Annotated[int, Metric("counter", "Times that the launcher started tritonserver again")] = 0
     request_queue_time_seconds: Annotated[
         Sample, Metric("histogram", "Seconds until the engine began with a sequence", LONG)
@@ -163,14 +166,15 @@ class EngineMetrics(Metrics, tag="metrics"):
         )
 
 
-class RefusedRequests(Metrics):
+class UnansweredRequests(Metrics):
     """What a model that only checks requests counts."""
 
     request_refused_total: Annotated[
         dict[str, int], Metric("counter", "Requests that were refused", label="reason", values=("invalid",))
     ] = msgspec.field(default_factory=dict)
+    request_failed_total: Annotated[int, Metric("counter", "Requests that a fault of the server ended")] = 0
 
-    def add(self, other: RefusedRequests) -> None:
+    def add(self, other: UnansweredRequests) -> None:
         """Add the counts of another one of the same class."""
         for name in self.__struct_fields__:
             mine, more = getattr(self, name), getattr(other, name)
@@ -181,12 +185,12 @@ class RefusedRequests(Metrics):
                 setattr(self, name, mine + more)
 
 
-class RequestMetrics(RefusedRequests):
+class RequestMetrics(UnansweredRequests):
     """What a model that answers requests counts. To it a request of several rows is one."""
 
     request_refused_total: Annotated[
         dict[str, int],
-        Metric("counter", "Requests that were refused", label="reason", values=("invalid", *REFUSALS)),
+        Metric("counter", "Requests that were refused", label="reason", values=("invalid", *REFUSAL_REASONS)),
     ] = msgspec.field(default_factory=dict)
     request_success_total: Annotated[
         dict[str, int],
@@ -197,7 +201,6 @@ class RequestMetrics(RefusedRequests):
             values=FINISH_REASONS,
         ),
     ] = msgspec.field(default_factory=dict)
-    request_failed_total: Annotated[int, Metric("counter", "Requests that were begun and ended with an error")] = 0
 
 
 @functools.cache

@@ -2,9 +2,9 @@
 
 Stages a backend directory and a copy of the model repository with the command line's choices in it, starts tritonserver
 on them, prints `READY http://HOST:PORT` on stdout when every model is ready, and stops everything on SIGINT, SIGTERM or
-SIGHUP. All else goes to stderr. Exit status: 0 after a stop that was asked for, 128 + signal when that came before
-READY, 2 for a bad option, 1 for every other failure, whose cause is the last line on stderr. Does not know how tokens
-are computed."""
+SIGHUP. All else goes to stderr. Exit status: 0 after a stop that was asked for, 3 when requests were cut by it, 128 +
+signal when it came before READY, 2 for a bad option, 1 for every other failure, whose cause is the last line on stderr.
+Does not know how tokens are computed."""
 
 from __future__ import annotations
 
@@ -25,9 +25,18 @@ from gptj_triton.serving.home import missing_settings
 from gptj_triton.serving.installation import Stage, find_triton, stage_backends
 from gptj_triton.serving.options import Options, check_ports_are_free, read_options, resolve_engine_python
 from gptj_triton.serving.plain_paths import PlainPaths
-from gptj_triton.serving.process import STOP_SIGNALS, StopRequestedError, TritonProcess, say
+from gptj_triton.serving.process import TritonProcess, say
+from gptj_triton.serving.readiness import stage_ready_model
+from gptj_triton.serving.relay import Relay
 from gptj_triton.serving.repository import Overrides, stage_repository
+from gptj_triton.serving.restarts import Restarts
 from gptj_triton.serving.run_directory import RunDirectory, run_directory
+from gptj_triton.serving.signals import STOP_SIGNALS, StopRequestedError
+from gptj_triton.serving.supervisor import Supervisor
+from gptj_triton.serving.triton_api import TritonApi
+
+RESTARTS_VARIABLE = "GPTJ_TRITON_RESTARTS"  # how often tritonserver was started again, for the frontends' metrics
+REQUESTS_CUT = 3  # an exit status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.print_command:
             print_command(options)
             return 0
-        check_ports_are_free(options)
         with run_directory() as run:
+            check_ports_are_free(options)
             return serve(options, run)
     except (ServeError, OSError) as error:
         say(str(error))
@@ -67,8 +76,13 @@ def serve(options: Options, run: RunDirectory) -> int:
         nvidia_backend=options.backend_directory is not None,
         streaming_ensemble=options.streaming_ensemble,
     )
+    stage_ready_model(run.path / "models")
     command = [
         *server_command(options, run.path / "models", stage),
+        # So that the launcher can say that the server is not ready.
+        "--model-control-mode=explicit",
+        "--load-model=*",
+        f"--exit-timeout-secs={options.exit_timeout}",
         f"--backend-config=python,shm-region-prefix-name={run.region_prefix}",
         # Every config is complete; completing it would load each model twice.
         "--disable-auto-complete-config",
@@ -76,20 +90,27 @@ def serve(options: Options, run: RunDirectory) -> int:
         "--exit-on-error=false",
         *options.server_arguments,
     ]
-    server = TritonProcess(command, stage.environment, run.lock, options.exit_timeout)
-    ready = False
+
+    def start(relay: Relay, restarts: int) -> TritonProcess:
+        environment = {**stage.environment, **run.environment, RESTARTS_VARIABLE: str(restarts)}
+        return TritonProcess(command, environment, relay)
+
     try:
-        run.note_server(server.pid)
-        server.wait_until_ready(options.local_url, models, options.start_timeout)
-        ready = True
-        print(f"READY {options.url}", flush=True)
-        server.wait()
-    except StopRequestedError as request:
-        return 0 if ready else 128 + request.signal_number
+        supervisor = Supervisor(
+            start,
+            models,
+            [options.http_port],
+            TritonApi(options.local_url, headers={}),
+            run,
+            Restarts(options.max_restarts, options.restart_window),
+            options.start_timeout,
+            options.drain_timeout,
+            options.exit_timeout,
+        )
+        cut = supervisor.serve(lambda: print(f"READY {options.url}", flush=True))
     except ServeError as error:
         raise ServeError(plain.in_users_words(str(error))) from None
-    finally:
-        server.stop()
+    return REQUESTS_CUT if cut else 0
 
 
 def choose_overrides(options: Options, folder: Path, plain: PlainPaths) -> Overrides:
@@ -107,6 +128,7 @@ def choose_overrides(options: Options, folder: Path, plain: PlainPaths) -> Overr
         tensor_para_size=options.tensor_para_size,
         engine_python=plain.program(resolve_engine_python(options), "engine-python"),
         stream_pieces_per_second=options.stream_pieces_per_second,
+        limits=dict(options.limit),
     )
 
 

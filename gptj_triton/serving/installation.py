@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptj_triton.install.interpreter import PYTHON, find_library, library_name
+from gptj_triton.process.directory import RUN_VARIABLE
 from gptj_triton.serving.errors import ServeError
 from gptj_triton.serving.python_environment import find_programs
 from gptj_triton.triton.stubs import STUB
@@ -122,10 +123,11 @@ def stage_backends(root: Path, triton: Triton, fastertransformer: Path) -> Stage
     shutil.copy(triton.python_backend / "libtriton_python.so", python_backend)
     # A program of our own: Triton changes the mode of a stub that fails, and Python in a stub imports from the current
     # directory, so that must be an empty one. (A relative path of a model, the first argument, starts at Triton's own.)
-    # Not with tritonserver's standard input: that is the run's lock, which an orphaned stub would keep locked.
+    # Its process id is noted where a launcher watches it (stub_watch.py).
     (root / "empty").mkdir()
     empty, stub = shlex.quote(str(root / "empty")), shlex.quote(str(triton.stub))
-    write_program(python_backend / STUB, f'case "$1" in /*) cd {empty} ;; esac; exec {stub} "$@" < /dev/null')
+    note = f'[ -z "${RUN_VARIABLE}" ] || echo "$1" > "${RUN_VARIABLE}/stubs/$$"'
+    write_program(python_backend / STUB, f'{note}; case "$1" in /*) cd {empty} ;; esac; exec {stub} "$@"')
     utilities = "triton_python_backend_utils.py"
     (python_backend / utilities).symlink_to(triton.python_backend / utilities)
     (root / "backends" / "fastertransformer").symlink_to(fastertransformer.resolve())

@@ -14,7 +14,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from gptj_triton.engine.metrics import PREFIX, EngineMetrics, Metric, Metrics, RefusedRequests, described
+from gptj_triton.engine.metrics import PREFIX, EngineMetrics, Metric, Metrics, UnansweredRequests, described
 
 INTERVAL = 0.25  # seconds from one round of publishing to the next
 RESTARTS = "GPTJ_TRITON_RESTARTS"  # a variable of the launcher's: how often it has started tritonserver again
@@ -23,17 +23,17 @@ RESTARTS = "GPTJ_TRITON_RESTARTS"  # a variable of the launcher's: how often it 
 class PublishedMetrics:
     """What a model counts of its requests, and what its engine counts while this model is the one to publish that."""
 
-    def __init__(self, model: str, requests: type[RefusedRequests]) -> None:
+    def __init__(self, model: str, requests: type[UnansweredRequests]) -> None:
         """`requests` is what the model counts of its requests."""
         self._model = model
         self._requests = requests
-        self._news: queue.SimpleQueue[RefusedRequests | EngineMetrics | None] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[UnansweredRequests | EngineMetrics | None] = queue.SimpleQueue()
         self._closing = False
         self._hurry = threading.Event()  # ends the wait for the next round
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
         self._thread.start()
 
-    def count(self, counted: RefusedRequests) -> None:
+    def count(self, counted: UnansweredRequests) -> None:
         """Add to what the model counts of its requests."""
         self._news.put(counted)
 
@@ -65,15 +65,15 @@ class PublishedMetrics:
             requests.close()
             engine.close()
 
-    def _waiting(self) -> list[RefusedRequests | EngineMetrics | None]:
+    def _waiting(self) -> list[UnansweredRequests | EngineMetrics | None]:
         return [self._news.get() for _ in range(self._news.qsize())]
 
     def _publish(
-        self, news: Iterable[RefusedRequests | EngineMetrics | None], requests: _Series, engine: _Series
+        self, news: Iterable[UnansweredRequests | EngineMetrics | None], requests: _Series, engine: _Series
     ) -> None:
         counted = self._requests()
         for each in news:
-            if isinstance(each, RefusedRequests):
+            if isinstance(each, UnansweredRequests):
                 counted.add(each)
             elif each is None:
                 engine.close()

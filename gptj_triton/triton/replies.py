@@ -3,6 +3,9 @@
 One thread sends everything, so a response is never sent, or a request asked about, after its last response. Pieces of a
 stream keep a gap that grows with the number of streams, because the server queues what a slow reader does not read;
 tokens that come in between travel together in the next piece.
+
+The engine ends a request whose time is over. Where it does not, because it stands still or a step takes long, the
+request is ended here with what has come of it.
 """
 
 from __future__ import annotations
@@ -21,11 +24,12 @@ from typing import Any, Protocol, TypeAlias
 from numpy.typing import NDArray
 
 from gptj_triton.engine.metrics import FINISH_REASONS, RequestMetrics
-from gptj_triton.errors import ConfigError, UnavailableError
+from gptj_triton.errors import ConfigError, RequestRefusedError, UnavailableError
 from gptj_triton.process.client import Answer, EngineClient, Failed
-from gptj_triton.process.messages import Finished, TokenDelta
+from gptj_triton.process.messages import Finished, Result, TokenDelta
 from gptj_triton.triton.output_tensors import PieceTensors, passed_through, write_tensors
-from gptj_triton.triton.tensors import Row, Tensors
+from gptj_triton.triton.request_size import Tensors
+from gptj_triton.triton.tensors import Row
 
 Outputs: TypeAlias = dict[str, NDArray[Any]]
 
@@ -34,6 +38,7 @@ HANDLE_INTERVAL = 0.12  # seconds between two pieces of a stream that say how to
 CANCEL_CHECK_AGE = 0.5  # seconds after which a request is first asked whether its client left
 ROUND_INTERVAL = 0.1  # seconds between two rounds of asking
 CANCEL_CHECKS_A_ROUND = 50  # one takes 0.1 ms
+TIMEOUT_GRACE = 0.2  # seconds within which the engine's own answer comes
 
 log = logging.getLogger("gptj_triton")
 
@@ -55,7 +60,13 @@ class Responder(Protocol):
     def send(self, outputs: Outputs, last: bool) -> None: ...
 
     def fail(self, message: str) -> None:
-        """Send an error of the server as the last response."""
+        """Say as the last response that no engine can take or finish the request now."""
+
+    def fail_by(self, error: Exception) -> None:
+        """Say as the last response that a fault of the server, `error`, ended the request."""
+
+    def refuse(self, message: str) -> None:
+        """Send an error of the request as the last response."""
 
     def is_cancelled(self) -> bool:
         """Whether the client left, as far as the server knows. Not to be called after the last response."""
@@ -66,6 +77,7 @@ class Reply:
 
     def __init__(self, tensors: Tensors, rows: list[Row], responder: Responder, pass_through: bool = False) -> None:
         self.responder = responder
+        self.deadline = math.inf  # when it is to end, whatever the engine does
         self.numbers: list[int] = []  # the engine's, one a sequence
         self.failed: Failed | None = None
         self.began = time.monotonic()
@@ -76,6 +88,8 @@ class Reply:
         self._pass_through = pass_through
         self._missing = sum(len(row.sequences) for row in rows)
         self._answers: list[Finished | None] = [None] * self._missing
+        self._tokens: list[list[int]] = [[] for _ in self._answers]  # of those that were not answered in time
+        self._log_probs: list[list[float]] = [[] for _ in self._answers]
 
     def take(self, index: int, answer: Answer) -> bool:
         """The answer to one sequence; true if the last response can be sent now."""
@@ -86,15 +100,35 @@ class Reply:
         self._missing -= 1
         return not self._missing or self.failed is not None
 
+    def take_tokens(self, delta: TokenDelta, index: int) -> bool:
+        """New tokens of one sequence, which may be the last that are heard of; true if a piece can be sent now."""
+        self._tokens[index] += delta.tokens
+        self._log_probs[index] += delta.log_probs
+        return False
+
     @property
     def finish_reason(self) -> str:
         """Why the request ended: of its sequences' reasons the one that stands first in FINISH_REASONS."""
-        reasons = {answer.results[0].finish_reason for answer in self._answers if answer}
+        reasons = {answer.results[0].finish_reason if answer else "timeout" for answer in self._answers}
         return min(reasons, key=FINISH_REASONS.index)
+
+    def outputs_so_far(self, reason: str) -> Outputs:
+        """The tensors of the last response when its time is over: with `reason` for what is not answered."""
+        params = [params for row in self._rows for params in row.sequences]
+        answers = [
+            answer or Finished(0, [Result(tokens[:], reason, log_probs[:])] * each.beam_width)
+            for answer, tokens, log_probs, each in zip(
+                self._answers, self._tokens, self._log_probs, params, strict=True
+            )
+        ]
+        return self._write(answers)
 
     def outputs(self) -> Outputs:
         """The tensors of the last response, once all sequences are answered."""
-        outputs = write_tensors(self._tensors, self._rows, [answer for answer in self._answers if answer])
+        return self._write([answer for answer in self._answers if answer])
+
+    def _write(self, answers: list[Finished]) -> Outputs:
+        outputs = write_tensors(self._tensors, self._rows, answers)
         return outputs | passed_through(self._tensors, self._rows) if self._pass_through else outputs
 
 
@@ -134,6 +168,13 @@ class StreamReply(Reply):
         with self._lock:
             return self._pieces.piece(last=True)
 
+    def outputs_so_far(self, reason: str) -> Outputs:
+        with self._lock:
+            for index, answer in enumerate(self._answers):
+                if answer is None:
+                    self._pieces.end(index, Result([], reason, []))
+            return self._pieces.piece(last=True)
+
 
 class Replies:
     """All replies in flight, and the thread that sends them."""
@@ -155,19 +196,25 @@ class Replies:
 
     def submit(self, reply: Reply, rows: list[Row], timeout: float) -> None:
         """Send all sequences to the engine; `reply` is sent as it gets answers."""
+        if timeout:
+            reply.deadline = time.monotonic() + timeout + TIMEOUT_GRACE
         self._open[reply] = None
         if isinstance(reply, StreamReply):
             self._open_streams.add(reply)
         sequences = [(row.prompt, params) for row in rows for params in row.sequences]
         for index, (prompt, params) in enumerate(sequences):
             on_answer = functools.partial(self._take, reply, index)
-            on_tokens = functools.partial(self._take_tokens, reply, index) if isinstance(reply, StreamReply) else None
+            on_tokens = functools.partial(self._take_tokens, reply, index)
             if reply.sent_last:
                 return  # it failed meanwhile, and nobody waits for the rest
             try:
-                reply.numbers.append(self._engine.submit(prompt, params, on_answer, on_tokens, timeout))
+                streamed = isinstance(reply, StreamReply)
+                reply.numbers.append(self._engine.submit(prompt, params, on_answer, on_tokens, streamed, timeout))
             except UnavailableError as error:
-                self._take(reply, index, Failed(str(error), error.reason))
+                self._take(reply, index, Failed(str(error), refused=error.reason))
+                return
+            except RequestRefusedError as error:
+                self._take(reply, index, Failed(str(error), invalid=True, refused="deadly"))
                 return
         if isinstance(reply, StreamReply):
             reply.next_handle = time.monotonic() + HANDLE_INTERVAL
@@ -181,8 +228,9 @@ class Replies:
         if reply.take(index, answer):
             self._tasks.put(functools.partial(self._send_last, reply))
 
-    def _take_tokens(self, reply: StreamReply, index: int, delta: TokenDelta) -> None:
+    def _take_tokens(self, reply: Reply, index: int, delta: TokenDelta) -> None:
         if reply.take_tokens(delta, index):
+            assert isinstance(reply, StreamReply)
             self._tasks.put(functools.partial(self._pace, reply))
 
     def _run(self) -> None:
@@ -229,7 +277,11 @@ class Replies:
         if reply.sent_last:
             return
         if reply.failed is not None:
-            self._fail(reply, reply.failed)
+            self._abandon(reply, reply.failed.refused)
+            if reply.failed.invalid:
+                reply.responder.refuse(reply.failed.message)
+            else:
+                reply.responder.fail(reply.failed.message)
         else:
             self._respond(reply, reply.outputs, last=True)
 
@@ -239,20 +291,23 @@ class Replies:
             if tensors is not None:
                 reply.responder.send(tensors, last)
         except Exception as error:
-            log.exception("an answer could not be sent")
-            self._fail(reply, Failed(f"the answer could not be sent: {error}"))
+            self._abandon(reply)
+            reply.responder.fail_by(error)
         else:
             if last:
                 self._finish(reply)
                 self._count(RequestMetrics(request_success_total={reply.finish_reason: 1}))
 
-    def _fail(self, reply: Reply, failed: Failed) -> None:
-        """End a reply with an error; nobody waits for what is still in flight of it."""
+    def _abandon(self, reply: Reply, refused: str = "") -> None:
+        """End a reply that becomes an error; nobody waits for what is still in flight of it. `refused` is the reason
+        where it was not begun.
+        """
         self._finish(reply)
-        refused = RequestMetrics(request_refused_total={failed.refused: 1})
-        self._count(refused if failed.refused else RequestMetrics(request_failed_total=1))
+        if refused:
+            self._count(RequestMetrics(request_refused_total={refused: 1}))
+        else:
+            self._count(RequestMetrics(request_failed_total=1))
         self._cancel(reply)
-        reply.responder.fail(failed.message)
 
     def _finish(self, reply: Reply) -> None:
         reply.sent_last = True
@@ -260,9 +315,12 @@ class Replies:
         self._open_streams.discard(reply)
 
     def _make_round(self) -> None:
-        """Cancel the requests of clients that left."""
+        """End what is overdue, and cancel the requests of clients that left."""
         now = time.monotonic()
         self._at(now + ROUND_INTERVAL, self._make_round)
+        for reply in [reply for reply in list(self._open) if reply.deadline <= now]:
+            self._respond(reply, functools.partial(reply.outputs_so_far, "timeout"), last=True)
+            self._cancel(reply)
         old = (reply for reply in list(self._open) if now - reply.began >= CANCEL_CHECK_AGE and not reply.cancelled)
         for reply in list(itertools.islice(old, CANCEL_CHECKS_A_ROUND)):
             self._open[reply] = self._open.pop(reply)

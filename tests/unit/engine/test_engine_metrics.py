@@ -12,9 +12,9 @@ from gptj_triton.engine.metrics import (
     FINISH_REASONS,
     METRICS,
     EngineMetrics,
-    RefusedRequests,
     RequestMetrics,
     Sample,
+    UnansweredRequests,
 )
 from gptj_triton.engine.sampling_params import SamplingParams
 from gptj_triton.engine.sequence import Sequence
@@ -76,8 +76,8 @@ def test_counts_of_requests_add_up() -> None:
         RequestMetrics(request_success_total={"length": 1}, request_refused_total={"invalid": 1}),
     ):
         total.add(counted)
-    assert total == RequestMetrics({"invalid": 1}, {"stop": 2, "length": 1}, 2)
-    assert RefusedRequests({"invalid": 3}).request_refused_total == {"invalid": 3}
+    assert total == RequestMetrics({"invalid": 1}, 2, {"stop": 2, "length": 1})
+    assert UnansweredRequests({"invalid": 3}).request_refused_total == {"invalid": 3}
     assert set(METRICS["request_success_total"].values) == set(FINISH_REASONS)
 
 

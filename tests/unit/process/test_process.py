@@ -189,7 +189,7 @@ def test_a_streamed_request_gets_its_tokens_as_they_come_at_either_frontend(
     params = SamplingParams(request_output_len=30, end_ids=(256,), min_length=30, is_return_log_probs=True)
     deltas: dict[str, list[TokenDelta]] = {"first": [], "second": []}
     for name, received in deltas.items():
-        open_frontend(name).submit([1, 2, 3], params, mailbox.answers.put, received.append)
+        open_frontend(name).submit([1, 2, 3], params, mailbox.answers.put, received.append, stream=True)
     for _ in deltas:
         answer = mailbox.take()
         assert isinstance(answer, Finished)
@@ -334,12 +334,12 @@ def test_the_engine_ends_when_its_server_is_killed(
 
 def test_the_engine_ends_when_its_server_dies_while_weights_load(config: EngineConfig, server: Server) -> None:
     directory = EngineDirectory.of(config, server.pid).path
-    directory.mkdir(parents=True)
+    EngineDirectory.of(config, server.pid).make()
     os.mkfifo(directory / "config.json")  # reading the checkpoint hangs here
     hanging = EngineConfig(str(directory), device="cpu")
     command = [sys.executable, "-m", "gptj_triton.process.server", "--config", hanging.to_json()]
     command += ["--directory", str(directory), "--server-pid", str(server.pid)]
-    command += ["--frontend-pid", str(os.getpid())]
+    command += ["--owner-pid", str(server.pid)]
     with subprocess.Popen(command) as loading:
         wait_until((directory / "engine.sock").exists, "the engine did not come up")
         time.sleep(0.1)
