@@ -214,6 +214,14 @@ def test_the_dashboard_asks_for_what_there_is(prometheus: Prometheus) -> None:
         assert asked <= names, expression
 
 
+def test_the_alerts_of_the_operations_page_are_understood(prometheus: Prometheus) -> None:
+    table = (PROJECT / "docs" / "operations.md").read_text().partition("# Alerts to begin with\n")[2]
+    alerts = re.findall(r"^\| `(.*?)`", table, re.M)
+    assert len(alerts) >= 5
+    for expression in alerts:
+        assert prometheus.query(expression) == [], expression
+
+
 def test_the_dashboard_shows_what_is_counted(prometheus: Prometheus) -> None:
     asked = set(re.findall(rf"\b{PREFIX}(\w+)", " ".join(expressions())))
     asked = {name.removesuffix("_bucket") for name in asked}
