@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import requests
@@ -95,3 +97,37 @@ def test_a_refusal_is_counted_where_it_is_made(server: Server) -> None:
     assert requests.post(url, json={"inputs": tensors}, headers=CLOSE, timeout=60).status_code == 400
     expected = before | {name: before[name] + 1 for name in ("preprocessing", "fastertransformer")}
     wait_until(lambda: invalid() == expected, "refusals")
+
+
+def test_no_count_is_lost_or_doubled_when_the_engine_or_the_server_is_started_again(
+    launch: Callable[..., Server],
+) -> None:
+    server = launch().wait_until_ready()
+
+    def ask(expected_tokens: int, restarts: tuple[int, int]) -> None:
+        """Five tokens, after which the sum since tritonserver started, and the restarts, are as expected."""
+
+        def answered() -> bool:
+            with contextlib.suppress(requests.ConnectionError):
+                return bool(generate(server, max_tokens=5, min_tokens=5).ok)
+            return False
+
+        def counted() -> tuple[float, ...]:
+            names = ("generation_tokens_total", "engine_restarts_total", "server_restarts_total")
+            return tuple(load(server)[PREFIX + name] for name in names)
+
+        wait_until(answered, "answer")
+        wait_until(lambda: counted() == (expected_tokens, *restarts), "counts")
+        test_what_the_engine_counts_is_published_once(server)
+
+    ask(5, (0, 0))
+    (engine,) = server.engines
+    engine.kill()
+    ask(10, (1, 0))
+    (engine,) = server.engines
+    tritonserver = server.tritonserver
+    assert tritonserver is not None
+    tritonserver.kill()
+    tritonserver.wait()
+    ask(5, (0, 1))
+    assert server.engines == [engine], "the engine was to outlive tritonserver"
