@@ -19,13 +19,16 @@ from typing import NoReturn
 
 from gptj_triton.process.temporary import is_plain
 from gptj_triton.project import BACKEND, EMBEDDED_MODEL, REPOSITORY, require_checkout
+from gptj_triton.serving.access import access_without_keys, choose_access, command_with_keys
 from gptj_triton.serving.checkpoint import Checkpoint, ModelRequest, find_checkpoint
 from gptj_triton.serving.errors import ServeError
+from gptj_triton.serving.hidden_arguments import plain
 from gptj_triton.serving.home import missing_settings
 from gptj_triton.serving.installation import Stage, find_triton, stage_backends
+from gptj_triton.serving.log import log
 from gptj_triton.serving.options import Options, check_ports_are_free, read_options, resolve_engine_python
 from gptj_triton.serving.plain_paths import PlainPaths
-from gptj_triton.serving.process import TritonProcess, say
+from gptj_triton.serving.process import TritonProcess
 from gptj_triton.serving.readiness import stage_ready_model
 from gptj_triton.serving.relay import Relay
 from gptj_triton.serving.repository import Overrides, stage_repository
@@ -44,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in STOP_SIGNALS:
         signal.signal(number, stop_early)
     options = read_options(sys.argv[1:] if arguments is None else arguments)
+    log.as_json = options.log_format == "json"
     try:
         if options.print_command:
             print_command(options)
@@ -52,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_ports_are_free(options)
             return serve(options, run)
     except (ServeError, OSError) as error:
-        say(str(error))
+        log.say(str(error), "error")
         return 1
     except StopRequestedError as request:
         return 128 + request.signal_number
@@ -76,6 +80,7 @@ def serve(options: Options, run: RunDirectory) -> int:
         nvidia_backend=options.backend_directory is not None,
         streaming_ensemble=options.streaming_ensemble,
     )
+    access = choose_access(options)
     stage_ready_model(run.path / "models")
     command = [
         *server_command(options, run.path / "models", stage),
@@ -91,23 +96,25 @@ def serve(options: Options, run: RunDirectory) -> int:
         *options.server_arguments,
     ]
 
+    with_keys = command_with_keys(command, access)
+
     def start(relay: Relay, restarts: int) -> TritonProcess:
         environment = {**stage.environment, **run.environment, RESTARTS_VARIABLE: str(restarts)}
-        return TritonProcess(command, environment, relay)
+        return TritonProcess(with_keys, environment, relay)
 
     try:
         supervisor = Supervisor(
             start,
             models,
             [options.http_port],
-            TritonApi(options.local_url, headers={}),
+            TritonApi(options.local_url, access.admin_headers),
             run,
             Restarts(options.max_restarts, options.restart_window),
             options.start_timeout,
             options.drain_timeout,
             options.exit_timeout,
         )
-        cut = supervisor.serve(lambda: print(f"READY {options.url}", flush=True))
+        cut = supervisor.serve(lambda: log.say_ready(options.url))
     except ServeError as error:
         raise ServeError(plain.in_users_words(str(error))) from None
     return REQUESTS_CUT if cut else 0
@@ -163,7 +170,8 @@ def print_command(options: Options) -> None:
                 f"--print-command: Triton cannot serve from {str(path)!r}: it knows plain ASCII paths only"
             )
     stage = stage_backends(root, find_triton(), BACKEND)
-    command = [*server_command(options, REPOSITORY, stage), *options.server_arguments]
+    closed = plain(access_without_keys().arguments)
+    command = [*server_command(options, REPOSITORY, stage), *closed, *options.server_arguments]
     print(*stage.shell_exports, shlex.join(command), sep="\n")
 
 

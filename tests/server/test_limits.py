@@ -77,8 +77,8 @@ FRONTEND_CASES: list[tuple[str, Request]] = [
     ("max_request_bytes", ids() | {"input_ids": np.ones((1, 5_000_000), np.uint32)}),
 ]
 TEXT_CASES: list[tuple[str, Request]] = [
-    ("max_request_sequences", text(128, **FLOOD)),
-    ("max_request_tokens", text(128, **FLOOD | {"num_return_sequences": copies(8, 128)})),
+    ("max_request_sequences", text(128) | FLOOD),
+    ("max_request_tokens", text(128) | FLOOD | {"num_return_sequences": copies(8, 128)}),
     ("max_request_text_bytes", text(word=b"x" * 8_000_000)),
     ("max_request_bytes", text(word=b"x" * 30_000_000)),
     ("max_request_strings", text(stop_words=strings(100_000))),
