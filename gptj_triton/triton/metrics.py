@@ -51,6 +51,15 @@ class PublishedMetrics:
         self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._publish_all()
+        except Exception as error:  # a server without metrics is better than none
+            pb_utils.Logger.log_warn(f"metrics of {self._model} are not published: {error}")
+        while not self._closing:
+            self._news.get()
+
+    def _publish_all(self) -> None:
+        """Publish what comes until this is closed."""
         requests, engine = _Series(self._model), _Series(self._model)
         try:
             requests.publish(self._requests())
@@ -59,8 +68,6 @@ class PublishedMetrics:
                 self._hurry.wait(INTERVAL)
                 self._hurry.clear()
             self._publish(self._waiting(), requests, engine)
-        except Exception as error:  # a server without metrics is better than none
-            pb_utils.Logger.log_error(f"metrics of {self._model} are no longer published: {error!r}")
         finally:
             requests.close()
             engine.close()
