@@ -131,11 +131,3 @@ def test_no_count_is_lost_or_doubled_when_the_engine_or_the_server_is_started_ag
     tritonserver.wait()
     ask(5, (0, 1))
     assert server.engines == [engine], "the engine was to outlive tritonserver"
-
-
-def test_a_server_without_metrics_serves(launch: Callable[..., Server]) -> None:
-    server = launch("--", "--allow-metrics=false").wait_until_ready()
-    assert generate(server, max_tokens=3).json()["sequence_length"] == 7
-    assert generate(server, max_tokens=-3).status_code == 400
-    with pytest.raises(requests.ConnectionError):
-        published(server)
