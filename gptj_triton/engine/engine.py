@@ -101,8 +101,8 @@ class Engine:
         ended = [] if self._runner.can_run_ahead(self.scheduler.running) else self._collect(leave=0)
         step = self.scheduler.schedule()
         if step:
-            self.metrics.iteration_tokens_total.observe(sum(scheduled.num_tokens for scheduled in step))
             began = time.monotonic()
+            self._count_step(step, began)
             self._launched.append((self._runner.launch(step), began))
         return ended + self._collect(leave=self._runner.steps_ahead if step else 0)
 
@@ -150,6 +150,17 @@ class Engine:
         for first, *_ in ended:
             self.metrics.e2e_request_latency_seconds.observe(self._collected_at - first.submitted_at)
         return ended
+
+    def _count_step(self, step: list[Scheduled], now: float) -> None:
+        """Note that a step begins now."""
+        metrics = self.metrics
+        metrics.iteration_tokens_total.observe(sum(scheduled.num_tokens for scheduled in step))
+        for sequence in (scheduled.sequence for scheduled in step if not scheduled.sequence.begun_at):
+            sequence.begun_at = now
+            metrics.request_queue_time_seconds.observe(now - sequence.submitted_at)
+            metrics.prompt_tokens_total += len(sequence.prompt)
+            metrics.prefix_cache_queries_total += len(sequence.prompt)
+            metrics.prefix_cache_hits_total += sequence.num_cached
 
     def _count_tokens(self, sequences: list[Sequence]) -> None:
         """Note that each of the sequences gets a token now."""

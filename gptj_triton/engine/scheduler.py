@@ -4,7 +4,6 @@ tensors.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Hashable, Iterator
 from collections.abc import Sequence as SequenceOf
@@ -131,17 +130,7 @@ class Scheduler:
             self.pool.release(sequence)
             return None
         self.running.append(self.waiting.popleft())
-        self._count_admission(sequence)
         return sequence
-
-    def _count_admission(self, sequence: Sequence) -> None:
-        if sequence.admitted_at:
-            return  # it had to give way, and is computed again
-        sequence.admitted_at = time.monotonic()
-        self.metrics.request_queue_time_seconds.observe(sequence.admitted_at - sequence.submitted_at)
-        self.metrics.prompt_tokens_total += len(sequence.prompt)
-        self.metrics.prefix_cache_queries_total += len(sequence.prompt)
-        self.metrics.prefix_cache_hits_total += sequence.num_cached
 
     def _num_reserved(self) -> int:
         """Sequences that run, and the beams that searches which have just begun will have."""

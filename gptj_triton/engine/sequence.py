@@ -47,7 +47,7 @@ class Sequence:
     top_p: float = 1.0
     finish_reason: str | None = None
     submitted_at: float = field(default_factory=time.monotonic)
-    admitted_at: float = 0.0  # for the first time
+    begun_at: float = 0.0  # the first step that computes it
     token_at: float = 0.0  # its last token
     _bad_words: BadWords = field(init=False, repr=False)
     _stop_words: StopSequences[tuple[int, ...]] = field(init=False, repr=False)
