@@ -23,13 +23,13 @@ from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.sampling_params import SamplingParams
 from gptj_triton.errors import RequestRefusedError, UnavailableError
 from gptj_triton.process import client
-from gptj_triton.process.client import EngineClient, Failed
+from gptj_triton.process.client import Failed
 from gptj_triton.process.directory import EngineDirectory
 from gptj_triton.process.heartbeat import SILENT_SECONDS, TICK_SECONDS, Heartbeat, HeartbeatWatch
 from gptj_triton.process.messages import Drain, Finished, ToEngine
 from gptj_triton.process.start import EngineStarter, TooEarlyError
 from gptj_triton.project import EMBEDDED_MODEL
-from tests.unit.process.frontends import LONG, SHORT, Mailbox, Reports, Server, submit_when_ready, wait_until
+from tests.unit.process.frontends import LONG, SHORT, Mailbox, ReportingClient, Server, submit_when_ready, wait_until
 
 
 def push(directory: EngineDirectory, *messages: ToEngine) -> None:
@@ -40,7 +40,7 @@ def push(directory: EngineDirectory, *messages: ToEngine) -> None:
 
 
 def test_a_stopped_engine_answers_each_request_once_with_an_error_and_a_new_one_serves(
-    config: EngineConfig, server: Server, open_frontend: Callable[..., EngineClient], mailbox: Mailbox
+    config: EngineConfig, server: Server, open_frontend: Callable[..., ReportingClient], mailbox: Mailbox
 ) -> None:
     frontends = [open_frontend("first"), open_frontend("second")]
     ready = EngineDirectory.of(config, server.pid).ready_file("first")
@@ -60,9 +60,9 @@ def test_a_stopped_engine_answers_each_request_once_with_an_error_and_a_new_one_
     assert mailbox.answers.empty()
     assert ready.exists()
     assert frontends[0].engine_info.engine_pid == frontends[1].engine_info.engine_pid != engine
-    reports = Reports(frontends[0])
-    wait_until(lambda: reports.last.kv_cache_pages, "no report")
-    assert (reports.last.engine_restarts, reports.last.engine_hangs) in [(1, 1), (1, 0)]
+    reports = frontends[0].reports
+    wait_until(lambda: reports.total.kv_cache_pages, "no report")
+    assert (reports.total.engine_restarts_total, reports.total.engine_hangs_total) in [(1, 1), (1, 0)]
 
 
 def test_a_watch_tells_silence_and_a_step_that_hangs_from_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_a_watch_tells_silence_and_a_step_that_hangs_from_work(tmp_path: Path, m
 
 
 def test_a_step_that_hangs_ends_the_engine(
-    tmp_path: Path, server: Server, open_frontend: Callable[..., EngineClient], mailbox: Mailbox
+    tmp_path: Path, server: Server, open_frontend: Callable[..., ReportingClient], mailbox: Mailbox
 ) -> None:
     slow = tmp_path / "python"  # runs an engine whose second step takes long
     slow.write_text(f'#!/bin/sh\nexec {sys.executable} {FAKE_ENGINE} --step-ms 60000 "$@"\n')
@@ -104,12 +104,11 @@ def test_a_step_that_hangs_ends_the_engine(
     frontend.submit([1, 2], SHORT, mailbox.answers.put)
     assert isinstance(mailbox.take(), Failed)
     assert 1 <= time.monotonic() - began < 5
-    reports = Reports(frontend)
-    wait_until(lambda: reports.last.engine_hangs == 1, "no report")
+    wait_until(lambda: frontend.reports.total.engine_hangs_total == 1, "no report")
 
 
 def test_an_engine_that_is_stopped_while_it_loads_is_ended_too(
-    config: EngineConfig, server: Server, open_frontend: Callable[..., EngineClient], monkeypatch: pytest.MonkeyPatch
+    config: EngineConfig, server: Server, open_frontend: Callable[..., ReportingClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "SILENT_LOADING_SECONDS", 1.0)
     directory = EngineDirectory.of(config, server.pid)
@@ -130,7 +129,7 @@ def test_an_engine_that_is_stopped_while_it_loads_is_ended_too(
 
 
 def test_an_engine_whose_checkpoint_is_away_for_a_while_comes_back(
-    config: EngineConfig, server: Server, open_frontend: Callable[..., EngineClient], mailbox: Mailbox
+    config: EngineConfig, server: Server, open_frontend: Callable[..., ReportingClient], mailbox: Mailbox
 ) -> None:
     frontends = [open_frontend("first"), open_frontend("second")]
     away = config.checkpoint.with_name("away")
@@ -167,7 +166,7 @@ def test_attempts_become_rarer_and_all_frontends_count_together(tmp_path: Path, 
 
 
 def test_a_request_under_which_the_engine_died_twice_is_refused_and_others_are_not(
-    open_frontend: Callable[..., EngineClient], mailbox: Mailbox
+    open_frontend: Callable[..., ReportingClient], mailbox: Mailbox
 ) -> None:
     frontend = open_frontend("only")
     harmless = SamplingParams(request_output_len=6, end_ids=(256,), min_length=6)
@@ -197,7 +196,7 @@ def test_a_drained_engine_finishes_what_it_can_and_cuts_the_rest_once(
     make_checkpoint: Callable[..., Path],
     config: EngineConfig,
     server: Server,
-    open_frontend: Callable[..., EngineClient],
+    open_frontend: Callable[..., ReportingClient],
 ) -> None:
     slow = msgspec.structs.replace(
         config, model_checkpoint_path=str(make_checkpoint(n_layer=12)), kv_cache_gib=0.1, max_sequences=2
@@ -209,8 +208,7 @@ def test_a_drained_engine_finishes_what_it_can_and_cuts_the_rest_once(
     frontends[0].submit([1, 2, 3], LONG, first.answers.put)
     for frontend in frontends * 2:  # three of them wait
         frontend.submit([1, 2], LONG, others.answers.put)
-    reports = Reports(frontends[0])
-    wait_until(lambda: reports.last.running_sequences + reports.last.waiting_sequences == 5, "no report")
+    wait_until(lambda: any(each.reports.total.num_requests_active == 5 for each in frontends), "no report")
     push(directory, Drain(100.0))
     wait_until(lambda: not directory.ready_file("first").exists(), "the frontend does not know")
     for frontend in frontends:
@@ -227,7 +225,7 @@ def test_a_drained_engine_finishes_what_it_can_and_cuts_the_rest_once(
 
 
 def test_draining_an_idle_engine_is_done_at_once(
-    config: EngineConfig, server: Server, open_frontend: Callable[..., EngineClient]
+    config: EngineConfig, server: Server, open_frontend: Callable[..., ReportingClient]
 ) -> None:
     open_frontend("only")
     directory = EngineDirectory.of(config, server.pid)
@@ -237,7 +235,7 @@ def test_draining_an_idle_engine_is_done_at_once(
 
 
 def test_nothing_but_messages_is_taken_for_one(
-    config: EngineConfig, server: Server, open_frontend: Callable[..., EngineClient], mailbox: Mailbox
+    config: EngineConfig, server: Server, open_frontend: Callable[..., ReportingClient], mailbox: Mailbox
 ) -> None:
     frontend = open_frontend("only")
     with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
@@ -248,7 +246,7 @@ def test_nothing_but_messages_is_taken_for_one(
         assert len(mailbox.tokens()) == 5
 
 
-def test_an_engine_that_works_has_counted_nothing_before(open_frontend: Callable[..., EngineClient]) -> None:
-    reports = Reports(open_frontend("only"))
-    wait_until(lambda: reports.last.kv_cache_pages, "no report")
-    assert (reports.last.generated_tokens, reports.last.kv_cache_used_pages) == (0, 0)
+def test_an_engine_that_works_has_counted_nothing_before(open_frontend: Callable[..., ReportingClient]) -> None:
+    reports = open_frontend("only").reports
+    wait_until(lambda: reports.total.kv_cache_pages, "no report")
+    assert (reports.total.generation_tokens_total, reports.total.kv_cache_used_pages) == (0, 0)
