@@ -62,14 +62,17 @@ class EngineStarter:
                 return pidfd
             self._count_attempt()
             directory.remove_engine_files()
-            directory.remove_dead_frontends()
             directory.error_file.unlink(missing_ok=True)
             try:
                 self._child = self._start()
             except OSError as error:
                 program = self._config.engine_python
                 raise ConfigError(f"the engine cannot be started with {program}: {error.strerror}") from None
-            write_private(directory.pid_file, str(self._child.pid))
+            try:
+                write_private(directory.pid_file, str(self._child.pid))
+            except OSError:  # a full disk; nobody could find this engine
+                self._child.kill()
+                raise
             return os.pidfd_open(self._child.pid)
 
     def _count_attempt(self) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
+from gptj_triton.engine.metrics import RequestMetrics
 from gptj_triton.errors import ConfigError, InvalidRequestError
 from gptj_triton.process.client import EngineClient
 from gptj_triton.triton import log
@@ -36,19 +37,27 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Start or join the engine; raises TritonModelException with the engine's reason when it cannot start."""
         log.log_to_triton(args["model_name"])
+        self.metrics = PublishedMetrics(args["model_name"], RequestMetrics)
         try:
             settings = read_settings(
                 json.loads(args["model_config"]), Path(args["model_repository"]), args["model_version"]
             )
             # The name of a socket too, which must be short.
-            self.engine = EngineClient(settings.engine, own_server_pid(), str(os.getpid()), ENGINE_MODULE)
+            self.engine = EngineClient(
+                settings.engine,
+                own_server_pid(),
+                str(os.getpid()),
+                ENGINE_MODULE,
+                args["model_name"],
+                self.metrics.take_report,
+            )
         except ConfigError as error:
+            self.metrics.close()
             raise pb_utils.TritonModelException(f"cannot serve GPT-J: {error}") from None
         self.limits = settings.limits
         limit_strings(pb_utils, self.limits.max_request_strings)
         self.decoupled = settings.decoupled
-        self.metrics = PublishedMetrics(args["model_name"])
-        self.replies = Replies(self.engine, settings.pace, self.metrics.publish)
+        self.replies = Replies(self.engine, settings.pace, self.metrics.count)
 
     def execute(self, requests: list[Any]) -> None:
         """Hand every sequence of every request to the engine; `replies` answers them."""
@@ -67,8 +76,10 @@ class TritonPythonModel:
                 else:
                     reply = Reply(tensors, rows, responder, pass_through=self.decoupled)
             except InvalidRequestError as error:
+                self.metrics.count(RequestMetrics(request_refused_total={"invalid": 1}))
                 responder.refuse(str(error))
             except Exception as error:
+                self.metrics.count(RequestMetrics(request_failed_total=1))
                 responder.fail_by(error)
             else:
                 self.replies.submit(reply, rows, timeout)

@@ -15,12 +15,14 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import DTypeLike
 
+from gptj_triton.engine.metrics import UnansweredRequests
 from gptj_triton.limits import read_limits
 from gptj_triton.text import tokenizer
 from gptj_triton.text.end_ids import fill_id
 from gptj_triton.text.tokenizer_files import ignored_settings
 from gptj_triton.triton import log, request_fields, token_tensors
 from gptj_triton.triton.kept_tensors import KeptTensors
+from gptj_triton.triton.metrics import PublishedMetrics
 from gptj_triton.triton.model_parameters import read_model_parameters
 from gptj_triton.triton.request_parameters import check_parameters, read_parameters
 from gptj_triton.triton.request_size import check_sequences, check_word_bytes, id_bytes
@@ -46,14 +48,16 @@ class TritonPythonModel:
             self.prompts.context_length, self.prompts.vocab_size, self.prompts.longest_token, most
         )
         self.kept = KeptTensors(KEPT_TENSORS)
+        self.metrics = PublishedMetrics(args["model_name"], UnansweredRequests)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response for each request: its tensors, or the error that names the field."""
         return [self.answer(request) for request in requests]
 
     def finalize(self) -> None:
-        """Give Triton's memory back."""
+        """Give Triton's memory and metrics back."""
         self.kept.clear()
+        self.metrics.close()
 
     def answer(self, request: Any) -> Any:
         """The response to one request of any number of rows; a row that cannot be served fails the whole request."""
@@ -69,8 +73,10 @@ class TritonPythonModel:
                 outputs.append(pb_utils.Tensor("stream", arrays.get("stream", np.zeros((len(rows), 1), np.bool_))))
             return pb_utils.InferenceResponse(outputs)
         except request_fields.REFUSALS as error:
+            self.metrics.count(UnansweredRequests(request_refused_total={"invalid": 1}))
             return pb_utils.InferenceResponse(error=log.refused(log.id_of(request), str(error)))
         except Exception as error:
+            self.metrics.count(UnansweredRequests(request_failed_total=1))
             return pb_utils.InferenceResponse(error=log.failed(log.id_of(request), error))
 
     def tensors(self, rows: list[request_fields.RowFields], wanted: set[str]) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gptj_triton.engine.metrics import METRICS, PREFIX
+from gptj_triton.engine.metrics import METRICS, PREFIX, Metric
 from gptj_triton.fields import BY_NAME, Field
 from gptj_triton.limits import LIMITS
 
@@ -34,10 +34,23 @@ def limits_table() -> str:
 
 
 def metrics_table() -> str:
-    """A row for each metric of the engine, in Markdown."""
-    rows = ["| metric | kind | meaning |", "| --- | --- | --- |"]
-    rows += [f"| `{PREFIX}{name}` | {metric.kind} | {metric.help} |" for name, metric in METRICS.items()]
+    """A row for each metric, in Markdown."""
+    rows = ["| metric | kind | meaning | TensorRT-LLM's name |", "| --- | --- | --- | --- |"]
+    rows += [
+        f"| `{PREFIX}{name}`{_label(metric)} | {metric.kind} | {metric.help} | {_twin(metric)} |"
+        for name, metric in METRICS.items()
+    ]
     return "\n".join(rows) + "\n"
+
+
+def _label(metric: Metric) -> str:
+    values = ", ".join(f"`{value}`" for value in metric.values)
+    return f" by `{metric.label}`: {values}" if metric.label else ""
+
+
+def _twin(metric: Metric) -> str:
+    twin = metric.twin
+    return f'`{twin.family}{{{twin.label}="{twin.value}"}}`' if twin else ""
 
 
 def _between(name: str, table: str, document: str) -> str:
