@@ -3,10 +3,15 @@
 EngineError
 ├── ConfigError         a setting or checkpoint that stops the start
 ├── InvalidRequestError a field of one request is out of range; the engine goes on
+├── RequestRefusedError one request is refused for what it did before
 └── UnavailableError    the engine is gone, or is not ready yet
 """
 
 from __future__ import annotations
+
+# With this every message begins that says: not now, please try again. Triton's `generate` turns all errors of a model
+# into 400, so clients and proxies know them by this word.
+UNAVAILABLE = "UNAVAILABLE: "
 
 
 class EngineError(Exception):
@@ -30,5 +35,17 @@ class InvalidRequestError(EngineError):
         return self
 
 
+# Words for the metrics: why a request is refused that may be right.
+REFUSAL_REASONS = ("engine_down", "draining", "queue_full", "deadly")
+
+
+class RequestRefusedError(EngineError):
+    """One request is refused though each of its fields is in range."""
+
+
 class UnavailableError(EngineError):
-    """No engine can take or finish the request now."""
+    """No engine can take or finish the request now; `reason` is a word for the metrics, of REFUSAL_REASONS."""
+
+    def __init__(self, message: str, reason: str = "engine_down") -> None:
+        super().__init__(message)
+        self.reason = reason

@@ -34,8 +34,8 @@ def has_ended(pidfd: int) -> bool:
     return bool(_poll(pidfd).poll(0))
 
 
-def when_ended(pid: int, act: Callable[[], None]) -> None:
-    """Call `act` on a thread of its own when process `pid` has ended, whatever this process does meanwhile."""
+def when_ended(pid: int, act: Callable[[], None]) -> threading.Thread:
+    """Call `act` on a thread of its own, which is returned, when process `pid` has ended."""
     pidfd = open_pidfd(pid)
 
     def wait() -> None:
@@ -44,7 +44,9 @@ def when_ended(pid: int, act: Callable[[], None]) -> None:
             os.close(pidfd)
         act()
 
-    threading.Thread(target=wait, name=f"watch-{pid}", daemon=True).start()
+    thread = threading.Thread(target=wait, name=f"watch-{pid}", daemon=True)
+    thread.start()
+    return thread
 
 
 def _poll(pidfd: int) -> select.poll:

@@ -7,8 +7,10 @@ from gptj_triton.client.errors import (
     ClientError,
     ConnectionFailedError,
     InvalidFieldError,
+    KeyRefusedError,
     NoAnswerInTimeError,
     ServerError,
+    UnavailableError,
 )
 from gptj_triton.client.request import MODEL, STREAMING_MODEL
 
@@ -21,7 +23,9 @@ __all__ = [
     "ClientError",
     "ConnectionFailedError",
     "InvalidFieldError",
+    "KeyRefusedError",
     "NoAnswerInTimeError",
     "ServerError",
+    "UnavailableError",
     "host_and_port",
 ]

@@ -53,6 +53,9 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     128 and 512).
     `context_length` in tokens and `tokenizer_dir` are for a checkpoint that does not say the one and lacks the other; 0
     and the empty string mean the checkpoint's own.
+
+    An engine is ended, and started again, when a step takes longer than `step_timeout` seconds. A request under which
+    it ended unexpectedly `refuse_after_deaths` times is refused. 0 switches either off.
     """
 
     model_checkpoint_path: str
@@ -71,6 +74,8 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_sequences: int = 0
     context_length: int = 0
     tokenizer_dir: str = ""
+    step_timeout: float = 60.0
+    refuse_after_deaths: int = 2
 
     def __post_init__(self) -> None:
         only: dict[str, tuple[object, ...]] = {
@@ -88,7 +93,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ConfigError(f"parameter {name} is {value!r}, allowed: {', '.join(map(str, allowed))}")
         if self.int8_mode and self.data_type in ("fp32", FP8):
             raise ConfigError(f"parameter int8_mode is 1 and data_type {self.data_type!r}, allowed: auto, fp16 or bf16")
-        least = {"tensor_para_size": 1, "kv_cache_gib": 0}
+        least = {"tensor_para_size": 1, "kv_cache_gib": 0, "step_timeout": 0, "refuse_after_deaths": 0}
         least |= dict.fromkeys(("step_tokens", "max_sequences", "context_length", "max_seq_len"), 0)
         for name, minimum in least.items():
             if not minimum <= getattr(self, name) < math.inf:

@@ -15,6 +15,7 @@ from typing import Annotated
 import msgspec
 
 from gptj_triton.process import messages
+from gptj_triton.process.directory import is_private
 
 LONGEST_HANDLE = 512  # bytes; ours have about 80
 
@@ -39,11 +40,11 @@ def read_handle(handle: bytes) -> CancelHandle:
 
 
 def find_socket(server_directory: Path, engine: str) -> Path | None:
-    """The socket of an engine of this server; None unless it is a socket of this user."""
+    """The socket of an engine of this server; None unless it is this user's, where nobody else can put one."""
     path = server_directory / engine / "engine.sock"
     try:
         status = path.lstat()
+        is_ours = stat.S_ISSOCK(status.st_mode) and status.st_uid == os.geteuid()
+        return path if is_ours and is_private(path.parent) and is_private(server_directory) else None
     except OSError:
         return None
-    is_ours = stat.S_ISSOCK(status.st_mode) and status.st_uid == os.geteuid()
-    return path if is_ours else None

@@ -1,97 +1,133 @@
 """A frontend's side of the engine: starts the engine process or joins it, sends requests, hands answers back. Loads no
 torch.
 
-All frontends of one server with equal settings share one engine; a file lock decides which of them starts it. When the
-engine dies, every request in flight is answered with an error and a new engine is started; until that is ready,
-`submit` raises.
+All frontends of one server with equal settings share one engine. When it dies, or gives no sign of life, every request
+in flight is answered with an error and a new engine is started, as often as it takes; until that works, `submit`
+raises.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
-import queue
 import secrets
-import subprocess
+import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 import zmq
 
-from gptj_triton.engine.config import EngineConfig, cpu_settings
+from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.metrics import EngineMetrics
 from gptj_triton.engine.sampling_params import SamplingParams
-from gptj_triton.errors import ConfigError, UnavailableError
-from gptj_triton.pidfd import open_pidfd, process_has_ended
+from gptj_triton.errors import ConfigError, RequestRefusedError, UnavailableError
+from gptj_triton.pidfd import process_has_ended
 from gptj_triton.process import messages
 from gptj_triton.process.cancel_handle import make_handle
-from gptj_triton.process.directory import EngineDirectory
+from gptj_triton.process.deadly_requests import DeadlyRequests
+from gptj_triton.process.directory import EngineDirectory, write_private
+from gptj_triton.process.heartbeat import SILENT_LOADING_SECONDS, TICK_SECONDS, HeartbeatWatch
+from gptj_triton.process.start import EngineStarter, TooEarlyError
+
+NOT_READY = "the engine is not ready yet; please try again"
+ENGINE_DIED = "the engine process ended unexpectedly; a new one is being started, please try again"
+NO_ENGINE = "the engine process ended and no new one works yet, which the server goes on trying; please try again later"
+SHUTTING_DOWN = "the server is shutting down"
+TICK_MS = int(TICK_SECONDS * 1000)
+DRAIN_GRACE = 1.0  # seconds after which an engine that should have answered all requests is not waited for
+RETRY_SECONDS = 1.0  # after an error that is not the engine's: a full disk, say
+
+log = logging.getLogger("gptj_triton")
 
 
 @dataclass(frozen=True)
 class Failed:
-    """The answer to a request that no engine finishes; `message` says why."""
+    """The answer to a request that no engine finishes; `message` says why, and `invalid` that none ever will.
+
+    `refused` is a word for the metrics where it was not begun, one of REFUSAL_REASONS.
+    """
 
     message: str
+    invalid: bool = False
+    refused: str = ""
 
 
 Answer: TypeAlias = messages.Finished | Failed
 OnAnswer: TypeAlias = Callable[[Answer], None]
 OnTokens: TypeAlias = Callable[[messages.TokenDelta], None]
 
-# For late messages of an engine that died, whose requests have been answered with an error.
-_NOBODY: tuple[OnAnswer, OnTokens | None] = (lambda answer: None, None)
-ENGINE_DIED = "the engine process ended unexpectedly; a new one is being started, please try again"
 
-log = logging.getLogger("gptj_triton")
+class Pending(NamedTuple):
+    """A request in flight."""
+
+    prompt: list[int]
+    params: SamplingParams
+    on_answer: OnAnswer
+    on_tokens: OnTokens
 
 
 class EngineClient:
     """Requests go out from the thread that calls `submit`; answers arrive on a thread of this class."""
 
     def __init__(
-        self, config: EngineConfig, server_pid: int, name: str, engine_module: str = "gptj_triton.process.server"
+        self,
+        config: EngineConfig,
+        server_pid: int,
+        name: str,
+        engine_module: str = "gptj_triton.process.server",
+        model: str = "",
+        on_report: Callable[[EngineMetrics | None], None] = lambda report: None,
     ) -> None:
-        """Join the engine, starting it if it is not there; returns when its model is loaded.
+        """Join the engine, starting it if it is not there; returns when it has generated a token.
 
-        `server_pid` is the process that the engine must end with; `name` is unique among the frontends of that server;
-        `engine_module` is run as the engine process. Raises ConfigError with the engine's own words when it cannot
-        start.
+        `server_pid` is the server of this frontend, and `name` is unique among the frontends of that server;
+        `engine_module` is run as the engine process. `on_report` is called on another thread with what the engine has
+        counted since the last call, or with None if another frontend publishes that: the first by `model`. Raises
+        ConfigError with the engine's own words when it cannot start.
         """
-        self._config = config
         self._server_pid = server_pid
         self._name = name
-        self._engine_module = engine_module
-        self.reports: queue.SimpleQueue[EngineMetrics] = queue.SimpleQueue()  # of the engine's metrics, oldest first
+        self._model = model
+        self._on_report = on_report
+        self._publishes = False
+        self._step_timeout = config.step_timeout
         self._directory = EngineDirectory.of(config, server_pid)
         self._directory.make()
-        self._child: subprocess.Popen[bytes] | None = None
+        self._starter = EngineStarter(config, self._directory, server_pid, engine_module)
         self._pidfd = -1
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(messages.ToFrontend)
-        self._pending: dict[int, tuple[OnAnswer, OnTokens | None]] = {}
-        self._lock = threading.Lock()  # guards _pending, _ready and the use of _outbox
+        self._pending: dict[int, Pending] = {}
+        self._deadly = DeadlyRequests(config.refuse_after_deaths)
+        self._hung = False  # the engine that ended last
+        self._lock = threading.Lock()  # guards _pending, _deadly, _ready and the use of _outbox
         self._ready = False
-        self._unavailable = "the engine is not ready yet; please try again"
+        self._unavailable = NOT_READY
+        self._drain_deadline: float | None = None
         self._closing = False
 
         self._context = zmq.Context()
         self._address = f"ipc://{self._directory.frontend_socket(name)}"
         self._inbox = self._context.socket(zmq.PULL)
         self._inbox.set_hwm(0)
-        self._inbox.bind(self._address)
+        with self._directory.locked():  # nobody may remove the directory now
+            self._inbox.bind(self._address)
+            self._directory.frontend_socket(name).chmod(0o600)
         self._wake_receiver, self._woken = self._wake_pair()
         self._outbox = self._context.socket(zmq.PUSH)
         try:
-            self.engine_info = self._connect()
+            welcome = self._connect()
+            assert welcome is not None
+            self._begin(welcome)
         except BaseException:
             self._leave_directory(linger=0)
             raise
-        self._ready = True
         self._receiver = threading.Thread(target=self._receive, name="engine-answers", daemon=True)
         self._receiver.start()
 
@@ -100,21 +136,29 @@ class EngineClient:
         prompt: list[int],
         params: SamplingParams,
         on_answer: OnAnswer,
-        on_tokens: OnTokens | None = None,
+        on_tokens: OnTokens = lambda delta: None,
+        stream: bool = False,
         timeout: float = 0.0,
     ) -> int:
         """Send a request; `on_answer` is called exactly once, on another thread. Returns the number to cancel it by.
 
-        With `on_tokens` the request is streamed: it is called before that, on the same thread, as tokens come. After
-        `timeout` seconds, unless 0, the request ends with finish reason "timeout". Raises UnavailableError while there
-        is no engine.
+        After `timeout` seconds, unless 0, the request ends with finish reason "timeout". `on_tokens` is called before
+        that, on the same thread, as tokens come: of a request with `stream`, and in the last seconds before a timeout.
+        Raises UnavailableError while there
+        is no engine, and RequestRefusedError where too many engines died under such a request.
         """
         with self._lock:
             if not self._ready:
-                raise UnavailableError(self._unavailable)
+                reason = "draining" if self._unavailable == SHUTTING_DOWN else "engine_down"
+                raise UnavailableError(self._unavailable, reason)
+            if deaths := self._deadly.deaths_under(prompt, params):
+                raise RequestRefusedError(
+                    f"the request is refused: the engine process ended unexpectedly {deaths} times while it had a "
+                    "request with the same prompt and the same parameters (parameter refuse_after_deaths)"
+                )
             number = secrets.randbits(63)  # nobody can guess it: a cancel handle carries it
-            self._pending[number] = on_answer, on_tokens
-            self._send(messages.Submit(self._name, number, prompt, params, on_tokens is not None, timeout))
+            self._pending[number] = Pending(prompt, params, on_answer, on_tokens)
+            self._send(messages.Submit(self._name, number, prompt, params, time.monotonic(), stream, timeout))
         return number
 
     def cancel_handle(self, number: int) -> bytes:
@@ -124,7 +168,7 @@ class EngineClient:
     def cancel(self, number: int) -> None:
         """End a request early; its answer has finish reason "cancelled". Nothing happens if it has ended."""
         with self._lock:
-            if self._ready:
+            if number in self._pending:
                 self._send(messages.Cancel(self._name, number))
 
     def close(self) -> None:
@@ -136,19 +180,18 @@ class EngineClient:
             if self._closing:
                 return
             self._closing = True
-            if self._ready:
-                self._send(messages.Goodbye(self._name))
-            self._ready = False
         self._wake_receiver.send(b"")
         self._receiver.join()
-        self._fail_pending("the server is shutting down")
+        self._stop_submitting(SHUTTING_DOWN)
+        self._send(messages.Goodbye(self._name))
+        self._fail_pending(SHUTTING_DOWN)
         self._leave_directory(linger=1000)
 
     def _leave_directory(self, linger: int) -> None:
         """Close all sockets, taking `linger` ms to send what waits; the last to leave removes the directory."""
         self._context.destroy(linger)
-        self._directory.frontend_socket(self._name).unlink(missing_ok=True)  # ZeroMQ leaves it
-        self._directory.remove_if_empty()
+        self._directory.remove_frontend_files(self._name)  # ZeroMQ leaves the socket
+        self._directory.remove_if_unused()
 
     def _wake_pair(self) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
         """Two ends of a pipe within this process."""
@@ -160,26 +203,35 @@ class EngineClient:
     def _send(self, message: messages.ToEngine) -> None:
         self._outbox.send(self._encoder.encode(message))
 
-    def _connect(self) -> messages.Welcome:
-        """Find or start the engine and be welcomed; tries once more if the one it found was about to end."""
+    def _connect(self) -> messages.Welcome | None:
+        """Find or start the engine and be welcomed; tries once more if the one it found was about to end. None if this
+        frontend closes instead.
+        """
         for _ in range(2):
-            self._pidfd = self._find_or_start()
+            if not self._find_or_start():
+                return None
             self._outbox.close(linger=0)
             self._outbox = self._context.socket(zmq.PUSH)
             self._outbox.set_hwm(0)
             self._outbox.connect(self._directory.engine_address)
-            self._send(messages.Hello(self._name, os.getpid(), self._address))
+            self._send(messages.Hello(self._name, self._model, os.getpid(), self._server_pid, self._address))
             welcome = self._await_welcome()
-            if welcome is not None:
+            if welcome is not None or self._closing:
                 return welcome
-            if self._closing:
-                break
-            error = self._directory.error_file
             with contextlib.suppress(FileNotFoundError):
-                reason = error.read_text(encoding="utf-8")
-                error.unlink(missing_ok=True)  # another frontend may have read it at the same time
-                raise ConfigError(reason)
+                raise ConfigError(self._directory.error_file.read_text(encoding="utf-8"))
         raise ConfigError("the engine process ended while it started; its log says more")
+
+    def _find_or_start(self) -> bool:
+        """Set the pidfd of an engine, as soon as one may be started; false if this frontend closes instead."""
+        while not self._closing:
+            try:
+                self._pidfd = self._starter.find_or_start()
+            except TooEarlyError as error:
+                self._woken.poll(math.ceil(error.seconds * 1000))
+            else:
+                return True
+        return False
 
     def _poller(self) -> zmq.Poller:
         poller = zmq.Poller()
@@ -190,91 +242,157 @@ class EngineClient:
     def _await_welcome(self) -> messages.Welcome | None:
         """The engine's welcome, however long it takes to load; None if it ended or this frontend closes instead."""
         poller = self._poller()
-        while self._inbox in (events := dict(poller.poll())) and self._woken not in events:
-            message = self._decoder.decode(self._inbox.recv())
-            if isinstance(message, messages.Welcome):
-                return message
+        watch: HeartbeatWatch | None = None
+        while self._woken not in (events := dict(poller.poll(TICK_MS))):
+            if self._inbox in events:
+                message = self._decoder.decode(self._inbox.recv())
+                if isinstance(message, messages.Welcome):
+                    return message
+            elif self._pidfd in events:
+                break
+            elif watch is not None:
+                self._end_engine_for(watch.look())
+            else:
+                with contextlib.suppress(OSError):  # it has just begun
+                    watch = HeartbeatWatch(self._directory.heartbeat, silent_seconds=SILENT_LOADING_SECONDS)
         os.close(self._pidfd)
         return None
 
-    def _find_or_start(self) -> int:
-        """A pidfd of the running engine; starts one, under the lock, if there is none."""
-        directory = self._directory
-        with directory.locked():
-            if directory.pid_file.exists():
-                pidfd = open_pidfd(int(directory.pid_file.read_text()))
-                if pidfd is not None:
-                    return pidfd
-            directory.error_file.unlink(missing_ok=True)
-            try:
-                self._child = self._start_engine()
-            except OSError as error:
-                directory.remove_engine_files()
-                program = self._config.engine_python
-                raise ConfigError(f"the engine cannot be started with {program}: {error.strerror}") from None
-            directory.pid_file.write_text(str(self._child.pid))
-            return os.pidfd_open(self._child.pid)
-
-    def _start_engine(self) -> subprocess.Popen[bytes]:
-        command = [self._config.engine_python, "-m", self._engine_module, "--config", self._config.to_json()]
-        command += ["--directory", str(self._directory.path), "--server-pid", str(self._server_pid)]
-        command += ["--frontend-pid", str(os.getpid())]
-        package = self._directory.link_package()
-        path = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
-        environment = cpu_settings(self._config.tensor_para_size) | os.environ | {"PYTHONPATH": path}
-        # Python imports from the current directory first, so that is one of ours.
-        return subprocess.Popen(command, cwd=package, env=environment, start_new_session=True, stdin=subprocess.DEVNULL)
-
-    def _receive(self) -> None:
-        """Hand answers to their requests until this frontend closes, or the engine died and cannot be started again."""
-        while True:
-            poller = self._poller()
-            while self._pidfd not in (events := dict(poller.poll())):
-                if self._woken in events:
-                    return
-                self._dispatch(self._decoder.decode(self._inbox.recv()))
-            if self._closing or not self._reconnect():
-                return
-
-    def _dispatch(self, message: messages.ToFrontend) -> None:
-        assert not isinstance(message, messages.Welcome)
-        if isinstance(message, EngineMetrics):
-            self.reports.put(message)
-        elif isinstance(message, messages.Deltas):
-            for delta in message.deltas:
-                _, on_tokens = self._pending.get(delta.request, _NOBODY)
-                if on_tokens is not None:
-                    on_tokens(delta)
-        else:
-            with self._lock:
-                on_answer, _ = self._pending.pop(message.request, _NOBODY)
-            on_answer(message)
-
-    def _reconnect(self) -> bool:
-        """After the engine died: answer what was in flight, and start a new engine."""
-        with self._lock:
-            self._ready = False
-        self.reports.put(EngineMetrics())
-        os.close(self._pidfd)
-        while self._inbox.poll(0):  # answers sent before it died count
-            self._dispatch(self._decoder.decode(self._inbox.recv()))
-        self._fail_pending(ENGINE_DIED)
-        if process_has_ended(self._server_pid):
-            return False  # and so will this process
-        log.error("the engine process ended unexpectedly; starting a new one")
+    def _begin(self, welcome: messages.Welcome) -> None:
+        """Take requests from now on."""
+        self.engine_info = welcome
         try:
-            self.engine_info = self._connect()
-        except ConfigError as error:
-            self._unavailable = f"the engine ended and no new one could be started: {error}"
-            log.error(self._unavailable)
-            return False
-        log.warning("the new engine process, %d, is ready", self.engine_info.engine_pid)
+            write_private(self._directory.ready_file(self._name), str(os.getpid()))
+        except OSError as error:  # a full disk
+            log.error("the server cannot be told that the engine is ready: %s", error.strerror)
         with self._lock:
             self._ready = not self._closing
+
+    def _stop_submitting(self, reason: str) -> None:
+        """Take no requests from now on."""
+        with self._lock:
+            self._ready = False
+            self._unavailable = reason
+        self._directory.ready_file(self._name).unlink(missing_ok=True)
+
+    def _receive(self) -> None:
+        """Hand answers to their requests until this frontend closes, or there is to be no engine any more."""
+        while self._serve():
+            self._lose_engine()
+            if not self._reconnect():
+                return
+
+    def _serve(self) -> bool:
+        """Hand answers on until the engine has ended, or had to be; false if this frontend closes instead."""
+        poller = self._poller()
+        try:
+            watch = HeartbeatWatch(self._directory.heartbeat, self._step_timeout)
+        except OSError:  # it has ended
+            return True
+        next_look = time.monotonic() + TICK_SECONDS
+        while self._pidfd not in (events := dict(poller.poll(TICK_MS))):
+            if self._woken in events:
+                return False
+            if self._inbox in events:
+                self._take_message()
+            if time.monotonic() >= next_look:
+                next_look = time.monotonic() + TICK_SECONDS
+                self._end_overdue_drain()
+                if self._end_engine_for(watch.look()):
+                    return True
         return True
+
+    def _end_engine_for(self, problem: str | None) -> bool:
+        """End the engine if it has a problem; whether it had to be."""
+        if problem is None:
+            return False
+        log.error("the engine process is ended: %s", problem)
+        self._hung = True
+        with contextlib.suppress(ProcessLookupError):  # another frontend has ended it
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        return True
+
+    def _take_message(self) -> None:
+        try:
+            self._dispatch(self._decoder.decode(self._inbox.recv()))
+        except Exception:  # this thread brings all other answers, too
+            log.exception("a message of the engine could not be handed on")
+
+    def _dispatch(self, message: messages.ToFrontend) -> None:
+        if isinstance(message, messages.Report):
+            self._publishes = message.publisher == self._name
+            self._on_report(message.metrics if self._publishes else None)
+        elif isinstance(message, messages.Deltas):
+            for delta in message.deltas:
+                pending = self._pending.get(delta.request)
+                if pending is not None:
+                    pending.on_tokens(delta)
+        elif isinstance(message, messages.Draining):
+            self._stop_submitting(SHUTTING_DOWN)
+            self._drain_deadline = time.monotonic() + message.seconds + DRAIN_GRACE
+        elif isinstance(message, messages.Finished | messages.Refused):
+            self._answer(message)
+
+    def _answer(self, message: messages.Finished | messages.Refused) -> None:
+        with self._lock:
+            pending = self._pending.pop(message.request, None)
+            if pending is None:
+                return  # it was answered when the engine was given up
+            if isinstance(message, messages.Finished):
+                self._deadly.clear(pending.prompt, pending.params)
+        pending.on_answer(
+            message
+            if isinstance(message, messages.Finished)
+            else Failed(message.message, message.invalid, message.reason)
+        )
+
+    def _end_overdue_drain(self) -> None:
+        if self._drain_deadline is not None and time.monotonic() > self._drain_deadline:
+            self._fail_pending(SHUTTING_DOWN)
+
+    def _lose_engine(self) -> None:
+        """The engine died: answer what was in flight."""
+        draining = self._drain_deadline is not None
+        self._stop_submitting(SHUTTING_DOWN if draining else ENGINE_DIED)
+        while self._inbox.poll(0):  # answers sent before it died count
+            self._take_message()
+        if self._publishes:
+            self._on_report(EngineMetrics(engine_restarts_total=1, engine_hangs_total=int(self._hung)))
+        self._hung = False
+        with self._lock:
+            self._deadly.count((pending.prompt, pending.params) for pending in self._pending.values())
+        self._fail_pending(ENGINE_DIED)
+
+    def _reconnect(self) -> bool:
+        """Start a new engine, as often as it takes; false where none is needed any more."""
+        self._await_end()
+        log.error("the engine process ended unexpectedly; starting a new one")
+        while not (self._closing or self._drain_deadline is not None or process_has_ended(self._server_pid)):
+            try:
+                welcome = self._connect()
+            except (ConfigError, OSError) as error:
+                log.error("no new engine works, which is tried again: %s", error)
+                self._unavailable = NO_ENGINE
+                if not isinstance(error, ConfigError):
+                    self._woken.poll(int(RETRY_SECONDS * 1000))
+                continue
+            if welcome is None:
+                return False
+            self._begin(welcome)
+            log.warning("the new engine process, %d, is ready", welcome.engine_pid)
+            return True
+        return False
+
+    def _await_end(self) -> None:
+        """Return when the engine, which may be one that was killed, has ended, or this frontend closes."""
+        poller = zmq.Poller()
+        poller.register(self._woken, zmq.POLLIN)
+        poller.register(self._pidfd, zmq.POLLIN)
+        poller.poll()
+        os.close(self._pidfd)
 
     def _fail_pending(self, reason: str) -> None:
         with self._lock:
             failed, self._pending = self._pending, {}
-        for on_answer, _ in failed.values():
-            on_answer(Failed(reason))
+        for pending in failed.values():
+            pending.on_answer(Failed(reason))

@@ -1,9 +1,10 @@
 """The engine process: answers its frontends over ZeroMQ while the engine steps. Knows nothing of Triton.
 
-    python -m gptj_triton.process.server --config JSON --directory DIR --server-pid PID --frontend-pid PID
+    python -m gptj_triton.process.server --config JSON --directory DIR --server-pid PID --owner-pid PID
 
-It binds DIR/engine.sock. It ends after its last frontend left, or when the server process ends, however that ends. If
-it cannot start, DIR/error.txt says why.
+It binds DIR/engine.sock. It ends after its last frontend said goodbye, or when its owner and the server have ended,
+however they end; frontends that died are not its end, since others may come. If it cannot start, DIR/error.txt says
+why.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import math
 import os
 import signal
 import sys
@@ -19,6 +21,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 import msgspec
 import zmq
@@ -29,11 +32,16 @@ from gptj_triton.engine.load import load_engine
 from gptj_triton.engine.metrics import EngineMetrics
 from gptj_triton.engine.sequence import Sequence
 from gptj_triton.errors import EngineError
-from gptj_triton.pidfd import open_pidfd, when_ended
+from gptj_triton.pidfd import open_pidfd
 from gptj_triton.process import messages
-from gptj_triton.process.directory import EngineDirectory
+from gptj_triton.process.directory import EngineDirectory, write_private
+from gptj_triton.process.heartbeat import Heartbeat
+from gptj_triton.process.lifetime import Lifetime
 
-REPORT_INTERVAL = 0.1  # seconds between two reports of the metrics while the engine is busy
+REPORT_INTERVAL = 0.25  # seconds between two reports of the metrics
+ALONE_SECONDS = 600  # for which an engine without frontends waits for one
+LAST_SECONDS = 5.0  # before a timeout, in which a frontend gets the tokens as they come: a step may outlast it
+SHUTTING_DOWN = "the server is shutting down"
 
 log = logging.getLogger("gptj_triton")
 
@@ -59,21 +67,31 @@ class Stream:
 class Frontend:
     """A process that sends requests: where to answer, how to see that it died, and its requests in flight.
 
-    `socket` is the file that it receives at; the engine removes it when the frontend died.
+    `model` is the name by which it publishes metrics.
     """
 
+    model: str
     outbox: zmq.Socket[bytes]
     pidfd: int
-    socket: Path
     requests: set[int] = field(default_factory=set)
     streams: dict[int, Stream] = field(default_factory=dict)
+
+
+class Deadline(NamedTuple):
+    """When a sequence must end (CLOCK_MONOTONIC)."""
+
+    at: float
+    sequence: Sequence
 
 
 class EngineServer:
     """Messages in, engine steps, messages out: one thread, one loop."""
 
-    def __init__(self, directory: EngineDirectory, first_frontend_pid: int) -> None:
-        """Bind the socket in `directory`; the server waits for the greeting of `first_frontend_pid`."""
+    def __init__(self, directory: EngineDirectory, heartbeat: Heartbeat, lifetime: Lifetime) -> None:
+        """Bind the socket in `directory`."""
+        self._directory = directory
+        self._heartbeat = heartbeat
+        self._lifetime = lifetime
         self._context = zmq.Context()
         self._inbox = self._context.socket(zmq.PULL)
         self._inbox.set_hwm(0)
@@ -81,18 +99,18 @@ class EngineServer:
         self._poller = zmq.Poller()
         self._poller.register(self._inbox, zmq.POLLIN)
         self._frontends: dict[str, Frontend] = {}
-        self._first_frontend_pid = first_frontend_pid
-        self._deadlines: dict[Hashable, float] = {}
+        self._left = False  # by the last frontend
+        self._drain_deadline: float | None = None
+        self._drained = False
+        self._deadlines: dict[Hashable, Deadline] = {}
         self._reported = EngineMetrics()
-        self._reported_at = 0.0
+        self._next_report = 0.0
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(messages.ToEngine)
 
     def run(self, engine: Engine) -> None:
-        """Serve until the last frontend left."""
-        self._await_greeting()
-        self._receive(engine, wait=False)
-        while self._frontends:
+        """Serve until the last frontend left, or none has come for long."""
+        while not self._left:
             self._receive(engine, wait=not engine.busy)
             self._end_what_is_due(engine)
             if engine.busy:
@@ -101,34 +119,37 @@ class EngineServer:
                 self._send_deltas()
             self._report_metrics(engine)
 
-    def _await_greeting(self) -> None:
-        """Return when a frontend has greeted, or the one that started this engine died before it could."""
-        pidfd = open_pidfd(self._first_frontend_pid)
-        if pidfd is not None:
-            poller = zmq.Poller()
-            poller.register(self._inbox, zmq.POLLIN)
-            poller.register(pidfd, zmq.POLLIN)
-            poller.poll()
-            os.close(pidfd)
-
     def close(self) -> None:
         self._context.destroy(linger=1000)
 
     def _receive(self, engine: Engine, wait: bool) -> None:
-        events = dict(self._poller.poll(None if wait else 0))
+        if wait:
+            self._heartbeat.rest()
+        events = dict(self._poller.poll(self._most_wait(engine) if wait else 0))
+        self._heartbeat.begin_step()
         dead = [frontend for frontend in self._frontends.values() if frontend.pidfd in events]
+        if wait and not events and not self._frontends:
+            log.warning("no frontend has come for %d s; the engine ends", ALONE_SECONDS)
+            self._left = True
         while self._inbox.poll(0):
-            self._handle(engine, self._decoder.decode(self._inbox.recv()))
+            try:
+                message = self._decoder.decode(self._inbox.recv())
+            except msgspec.DecodeError as error:
+                log.error("a message that is none: %s", error)
+            else:
+                self._handle(engine, message)
         for name, frontend in list(self._frontends.items()):
             if frontend in dead:
                 self._leave(engine, name)
-                frontend.socket.unlink(missing_ok=True)
+                self._directory.remove_frontend_files(name)
 
     def _handle(self, engine: Engine, message: messages.ToEngine) -> None:
         if isinstance(message, messages.Hello):
             self._join(engine, message)
+        elif isinstance(message, messages.Drain):
+            self._begin_drain(message.seconds)
         elif message.frontend not in self._frontends:
-            log.warning("message from a frontend that has left: %s", message.frontend)
+            return  # it has died
         elif isinstance(message, messages.Submit):
             self._submit(engine, message)
         elif isinstance(message, messages.Cancel):
@@ -137,38 +158,81 @@ class EngineServer:
                 self._answer(cancelled)
         else:
             self._leave(engine, message.frontend)
+            self._left = not self._frontends
 
     def _join(self, engine: Engine, hello: messages.Hello) -> None:
-        socket = Path(hello.address.removeprefix("ipc://"))
+        self._directory.remove_dead_frontends()
         pidfd = open_pidfd(hello.pid)
         if pidfd is None:
-            socket.unlink(missing_ok=True)
             return
+        self._lifetime.add_server(hello.server_pid)
         outbox = self._context.socket(zmq.PUSH)
         outbox.set_hwm(0)
         outbox.connect(hello.address)
-        self._frontends[hello.frontend] = Frontend(outbox, pidfd, socket)
+        self._frontends[hello.frontend] = Frontend(hello.model, outbox, pidfd)
+        self._left = False
         self._poller.register(pidfd, zmq.POLLIN)
         model = engine.model_config
         welcome = messages.Welcome(os.getpid(), engine.limits, model.start_id, model.end_ids)
         outbox.send(self._encoder.encode(welcome))
-        engine.scheduler.update_gauges()
-        outbox.send(self._encoder.encode(engine.metrics.without_histograms()))
+        self._send_report(engine)
+        if self._drain_deadline is not None:
+            outbox.send(self._encoder.encode(messages.Draining(0.0)))
 
     def _submit(self, engine: Engine, submit: messages.Submit) -> None:
         frontend = self._frontends[submit.frontend]
-        sequence = Sequence((submit.frontend, submit.request), submit.prompt, submit.params)
+        if self._drain_deadline is not None:
+            refused = messages.Refused(submit.request, SHUTTING_DOWN, reason="draining")
+            frontend.outbox.send(self._encoder.encode(refused))
+            return
+        if not submit.params.fits(submit.prompt, engine.limits):  # it was checked for the engine before this one
+            words = "the request does not fit the model that is served now"
+            refused = messages.Refused(submit.request, words, True, "invalid")
+            frontend.outbox.send(self._encoder.encode(refused))
+            return
+        sequence = Sequence(
+            (submit.frontend, submit.request), submit.prompt, submit.params, submitted_at=submit.submitted_at
+        )
         engine.submit(sequence)
         frontend.requests.add(submit.request)
         if submit.stream:
             frontend.streams[submit.request] = Stream(sequence)
         if submit.timeout:
-            self._deadlines[sequence.key] = time.monotonic() + submit.timeout
+            self._deadlines[sequence.key] = Deadline(time.monotonic() + submit.timeout, sequence)
 
     def _end_what_is_due(self, engine: Engine) -> None:
         now = time.monotonic()
-        for key in [key for key, deadline in self._deadlines.items() if deadline <= now]:
-            self._answer(engine.cancel(key, "timeout"))
+        for key, deadline in [each for each in self._deadlines.items() if each[1].at <= now + LAST_SECONDS]:
+            name, request = _address(deadline.sequence)
+            if deadline.at <= now:
+                self._answer(engine.cancel(key, "timeout"))
+            elif deadline.sequence.params.beam_width == 1:
+                self._frontends[name].streams.setdefault(request, Stream(deadline.sequence))
+        if self._drain_deadline is not None:
+            self._go_on_draining(engine, now)
+
+    def _begin_drain(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        if self._drain_deadline is None or deadline < self._drain_deadline:
+            self._drain_deadline = deadline
+            message = self._encoder.encode(messages.Draining(seconds))
+            for frontend in self._frontends.values():
+                frontend.outbox.send(message)
+
+    def _go_on_draining(self, engine: Engine, now: float) -> None:
+        """Answer what has no time left, and say so when nothing is left."""
+        assert self._drain_deadline is not None
+        cut = 0
+        if self._drain_deadline <= now:
+            for name, frontend in self._frontends.items():
+                for request in list(frontend.requests):
+                    engine.cancel((name, request))
+                    self._forget(name, request)
+                    frontend.outbox.send(self._encoder.encode(messages.Refused(request, SHUTTING_DOWN)))
+                    cut += 1
+        if not any(frontend.requests for frontend in self._frontends.values()) and not self._drained:
+            self._drained = True
+            write_private(self._directory.drained_file, msgspec.json.encode({"cut": cut}).decode())
 
     def _send_deltas(self) -> None:
         for frontend in self._frontends.values():
@@ -177,25 +241,46 @@ class EngineServer:
                 frontend.outbox.send(self._encoder.encode(messages.Deltas(deltas)))
 
     def _report_metrics(self, engine: Engine) -> None:
-        """Send the metrics to all frontends if they have changed: at once when the engine falls idle."""
-        now = time.monotonic()
-        if engine.busy and now < self._reported_at + REPORT_INTERVAL:
+        """Report if it is time to and anything has happened."""
+        if time.monotonic() >= self._next_report and self._has_news(engine):
+            self._send_report(engine)
+
+    def _most_wait(self, engine: Engine) -> int | None:
+        """Milliseconds for which an idle engine may wait: for a frontend, or until it is to report. None: as long as it
+        takes.
+        """
+        if not self._frontends:
+            return ALONE_SECONDS * 1000
+        if not self._has_news(engine):
+            return None
+        return max(0, math.ceil((self._next_report - time.monotonic()) * 1e3))
+
+    def _has_news(self, engine: Engine) -> bool:
+        engine.scheduler.update_gauges()
+        return engine.metrics.has_news(self._reported)
+
+    def _send_report(self, engine: Engine) -> None:
+        """Send all frontends what has been counted: the first of them by its model's name publishes it."""
+        if not self._frontends:
             return
         engine.scheduler.update_gauges()
-        if engine.metrics.differ_from(self._reported):
-            self._reported, self._reported_at = engine.metrics.take(), now
-            message = self._encoder.encode(self._reported)
-            for frontend in self._frontends.values():
-                frontend.outbox.send(message)
+        self._reported, self._next_report = engine.metrics.take(), time.monotonic() + REPORT_INTERVAL
+        publisher = min(self._frontends, key=lambda name: (self._frontends[name].model, name))
+        message = self._encoder.encode(messages.Report(publisher, self._reported))
+        for frontend in self._frontends.values():
+            frontend.outbox.send(message)
 
     def _answer(self, sequences: list[Sequence]) -> None:
         name, request = _address(sequences[0])
+        self._forget(name, request)
+        finished = messages.Finished(request, [_result(sequence) for sequence in sequences])
+        self._frontends[name].outbox.send(self._encoder.encode(finished))
+
+    def _forget(self, name: str, request: int) -> None:
         frontend = self._frontends[name]
         frontend.requests.remove(request)
         frontend.streams.pop(request, None)
-        self._deadlines.pop(sequences[0].key, None)
-        finished = messages.Finished(request, [_result(sequence) for sequence in sequences])
-        frontend.outbox.send(self._encoder.encode(finished))
+        self._deadlines.pop((name, request), None)
 
     def _leave(self, engine: Engine, name: str) -> None:
         frontend = self._frontends.pop(name)
@@ -205,6 +290,7 @@ class EngineServer:
         self._poller.unregister(frontend.pidfd)
         os.close(frontend.pidfd)
         frontend.outbox.close(linger=1000)
+        self._send_report(engine)  # another frontend may be the one that publishes now
 
 
 def _address(sequence: Sequence) -> tuple[str, int]:
@@ -220,49 +306,42 @@ def _result(sequence: Sequence) -> messages.Result:
     return messages.Result(sequence.output, sequence.finish_reason, log_probs)
 
 
-def end_with_server(server_pid: int, directory: EngineDirectory, clean_up: Callable[[int], None]) -> None:
-    """Make this process end when the server has ended, even while weights load or a step hangs."""
-
-    def end() -> None:
-        clean_up(server_pid)
-        directory.remove_server_directory()
-        os._exit(0)
-
-    when_ended(server_pid, end)
-
-
 def main(
     arguments: list[str] | None = None,
     load: Callable[[EngineConfig], Engine] = load_engine,
     clean_up: Callable[[int], None] = lambda server_pid: None,
 ) -> int:
-    """Run an engine that `load` makes; `clean_up` is called when the server has ended, with its process id."""
+    """Run an engine that `load` makes; `clean_up` is called when a server has ended, with its process id."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, metavar="JSON", help="an EngineConfig")
     parser.add_argument("--directory", required=True, type=Path, help="where the sockets are")
-    parser.add_argument("--server-pid", required=True, type=int, help="the process to end with")
-    parser.add_argument("--frontend-pid", required=True, type=int, help="the frontend that starts this engine")
+    parser.add_argument("--server-pid", required=True, type=int, help="the server of the frontend that starts this")
+    parser.add_argument("--owner-pid", required=True, type=int, help="the process to end with, if not before")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     signal.signal(signal.SIGTERM, _exit_on_signal)
+    os.umask(0o077)
 
     directory = EngineDirectory(options.directory)
-    end_with_server(options.server_pid, directory, clean_up)
-    server = EngineServer(directory, options.frontend_pid)
+    lifetime = Lifetime(options.owner_pid, options.server_pid, directory, clean_up)
+    heartbeat = Heartbeat(directory.heartbeat)
+    server = EngineServer(directory, heartbeat, lifetime)
     try:
         started = time.monotonic()
         engine = load(EngineConfig.from_json(options.config))
         with contextlib.closing(engine):
+            engine.test()
+            directory.attempts_file.unlink(missing_ok=True)
             log.info("model loaded in %.1f s, %s", time.monotonic() - started, engine.summary())
             server.run(engine)
     except EngineError as error:
-        directory.error_file.write_text(str(error), encoding="utf-8", errors="replace")
+        write_private(directory.error_file, str(error))
         return 1
     finally:
         server.close()
         with directory.locked():
             directory.remove_engine_files()
-        directory.remove_if_empty()
+        directory.remove_if_unused()
     return 0
 
 

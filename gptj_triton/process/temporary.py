@@ -9,7 +9,7 @@ from pathlib import Path
 
 # Triton starts a stub by a line for a shell, and does not quote the paths in it.
 PLAIN_PATH = re.compile(r"[A-Za-z0-9_./+,@%=-]+")
-LONGEST_TEMPORARY = 60  # bytes; the path of a socket below it has 107 at most
+LONGEST_TEMPORARY = 44  # bytes; the path of a socket below it has 107 at most
 OTHER_TEMPORARIES = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))
 
 

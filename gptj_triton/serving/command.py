@@ -2,9 +2,9 @@
 
 Stages a backend directory and a copy of the model repository with the command line's choices in it, starts tritonserver
 on them, prints `READY http://HOST:PORT` on stdout when every model is ready, and stops everything on SIGINT, SIGTERM or
-SIGHUP. All else goes to stderr. Exit status: 0 after a stop that was asked for, 128 + signal when that came before
-READY, 2 for a bad option, 1 for every other failure, whose cause is the last line on stderr. Does not know how tokens
-are computed."""
+SIGHUP. All else goes to stderr. Exit status: 0 after a stop that was asked for, 3 when requests were cut by it, 128 +
+signal when it came before READY, 2 for a bad option, 1 for every other failure, whose cause is the last line on stderr.
+Does not know how tokens are computed."""
 
 from __future__ import annotations
 
@@ -17,17 +17,30 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from gptj_triton.process.directory import RUN_VARIABLE
 from gptj_triton.process.temporary import is_plain
 from gptj_triton.project import BACKEND, EMBEDDED_MODEL, REPOSITORY, require_checkout
+from gptj_triton.serving.access import access_without_keys, choose_access, command_with_keys
 from gptj_triton.serving.checkpoint import Checkpoint, ModelRequest, find_checkpoint
 from gptj_triton.serving.errors import ServeError
+from gptj_triton.serving.hidden_arguments import plain
 from gptj_triton.serving.home import missing_settings
 from gptj_triton.serving.installation import Stage, find_triton, stage_backends
+from gptj_triton.serving.log import log
 from gptj_triton.serving.options import Options, check_ports_are_free, read_options, resolve_engine_python
 from gptj_triton.serving.plain_paths import PlainPaths
-from gptj_triton.serving.process import STOP_SIGNALS, StopRequestedError, TritonProcess, say
+from gptj_triton.serving.process import TritonProcess
+from gptj_triton.serving.readiness import stage_ready_model
+from gptj_triton.serving.relay import Relay
 from gptj_triton.serving.repository import Overrides, stage_repository
+from gptj_triton.serving.restarts import Restarts
 from gptj_triton.serving.run_directory import RunDirectory, run_directory
+from gptj_triton.serving.signals import STOP_SIGNALS, StopRequestedError
+from gptj_triton.serving.supervisor import Supervisor
+from gptj_triton.serving.triton_api import TritonApi
+
+RESTARTS_VARIABLE = "GPTJ_TRITON_RESTARTS"  # how often tritonserver was started again, for the frontends' metrics
+REQUESTS_CUT = 3  # an exit status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,15 +48,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in STOP_SIGNALS:
         signal.signal(number, stop_early)
     options = read_options(sys.argv[1:] if arguments is None else arguments)
+    log.as_json = options.log_format == "json"
     try:
         if options.print_command:
             print_command(options)
             return 0
-        check_ports_are_free(options)
         with run_directory() as run:
+            check_ports_are_free(options)
             return serve(options, run)
     except (ServeError, OSError) as error:
-        say(str(error))
+        log.say(str(error), "error")
         return 1
     except StopRequestedError as request:
         return 128 + request.signal_number
@@ -56,6 +70,7 @@ def stop_early(number: int, frame: FrameType | None) -> NoReturn:
 def serve(options: Options, run: RunDirectory) -> int:
     """Prepares, starts and stops one server, with all that it needs staged in the directory of `run`."""
     os.environ.update(missing_settings(os.environ, run.path / "home"))  # for this process and all that it starts
+    os.environ[RUN_VARIABLE] = str(run.path)
     os.environ["TMPDIR"] = str(run.path.parent)  # some of these have other working directories
     stage = stage_backends(run.path / "stage", find_triton(), backend_of(options))
     plain = PlainPaths(run.path)
@@ -67,8 +82,14 @@ def serve(options: Options, run: RunDirectory) -> int:
         nvidia_backend=options.backend_directory is not None,
         streaming_ensemble=options.streaming_ensemble,
     )
+    access = choose_access(options)
+    stage_ready_model(run.path / "models")
     command = [
         *server_command(options, run.path / "models", stage),
+        # So that the launcher can say that the server is not ready.
+        "--model-control-mode=explicit",
+        "--load-model=*",
+        f"--exit-timeout-secs={options.exit_timeout}",
         f"--backend-config=python,shm-region-prefix-name={run.region_prefix}",
         # Every config is complete; completing it would load each model twice.
         "--disable-auto-complete-config",
@@ -76,20 +97,29 @@ def serve(options: Options, run: RunDirectory) -> int:
         "--exit-on-error=false",
         *options.server_arguments,
     ]
-    server = TritonProcess(command, stage.environment, run.lock, options.exit_timeout)
-    ready = False
+
+    with_keys = command_with_keys(command, access)
+
+    def start(relay: Relay, restarts: int) -> TritonProcess:
+        environment = {**stage.environment, **run.environment, RESTARTS_VARIABLE: str(restarts)}
+        return TritonProcess(with_keys, environment, relay)
+
     try:
-        run.note_server(server.pid)
-        server.wait_until_ready(options.local_url, models, options.start_timeout)
-        ready = True
-        print(f"READY {options.url}", flush=True)
-        server.wait()
-    except StopRequestedError as request:
-        return 0 if ready else 128 + request.signal_number
+        supervisor = Supervisor(
+            start,
+            models,
+            [options.http_port],
+            TritonApi(options.local_url, access.admin_headers),
+            run,
+            Restarts(options.max_restarts, options.restart_window),
+            options.start_timeout,
+            options.drain_timeout,
+            options.exit_timeout,
+        )
+        cut = supervisor.serve(lambda: log.say_ready(options.url))
     except ServeError as error:
         raise ServeError(plain.in_users_words(str(error))) from None
-    finally:
-        server.stop()
+    return REQUESTS_CUT if cut else 0
 
 
 def choose_overrides(options: Options, folder: Path, plain: PlainPaths) -> Overrides:
@@ -108,6 +138,7 @@ def choose_overrides(options: Options, folder: Path, plain: PlainPaths) -> Overr
         tensor_para_size=options.tensor_para_size,
         engine_python=plain.program(resolve_engine_python(options), "engine-python"),
         stream_pieces_per_second=options.stream_pieces_per_second,
+        limits=dict(options.limit),
     )
 
 
@@ -142,7 +173,8 @@ def print_command(options: Options) -> None:
                 f"--print-command: Triton cannot serve from {str(path)!r}: it knows plain ASCII paths only"
             )
     stage = stage_backends(root, find_triton(), BACKEND)
-    command = [*server_command(options, REPOSITORY, stage), *options.server_arguments]
+    closed = plain(access_without_keys().arguments)
+    command = [*server_command(options, REPOSITORY, stage), *closed, *options.server_arguments]
     print(*stage.shell_exports, shlex.join(command), sep="\n")
 
 

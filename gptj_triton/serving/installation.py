@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import resource
 import shlex
 import shutil
 import sys
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptj_triton.install.interpreter import PYTHON, find_library, library_name
+from gptj_triton.process.directory import RUN_VARIABLE
 from gptj_triton.serving.errors import ServeError
 from gptj_triton.serving.python_environment import find_programs
 from gptj_triton.triton.stubs import STUB
@@ -49,8 +51,8 @@ class Stage:
     @property
     def environment(self) -> dict[str, str]:
         """This process's environment with `search_paths` in front, and without the working directory in any of them,
-        where an empty entry means it too."""
-        result = dict(os.environ)
+        where an empty entry means it too. AIP_MODE is left out: with it Triton opens a port that asks for no key."""
+        result = {name: value for name, value in os.environ.items() if name != "AIP_MODE"}
         for name, first in {**self.search_paths, "PYTHONPATH": ""}.items():
             others = [entry for entry in result.get(name, "").split(os.pathsep) if entry not in ("", ".")]
             result[name] = os.pathsep.join(filter(None, [first, *map(os.path.abspath, others)]))
@@ -122,10 +124,14 @@ def stage_backends(root: Path, triton: Triton, fastertransformer: Path) -> Stage
     shutil.copy(triton.python_backend / "libtriton_python.so", python_backend)
     # A program of our own: Triton changes the mode of a stub that fails, and Python in a stub imports from the current
     # directory, so that must be an empty one. (A relative path of a model, the first argument, starts at Triton's own.)
-    # Not with tritonserver's standard input: that is the run's lock, which an orphaned stub would keep locked.
+    # Its process id is noted where a launcher watches it (stub_watch.py).
     (root / "empty").mkdir()
     empty, stub = shlex.quote(str(root / "empty")), shlex.quote(str(triton.stub))
-    write_program(python_backend / STUB, f'case "$1" in /*) cd {empty} ;; esac; exec {stub} "$@" < /dev/null')
+    # The region of shared memory, its second argument, is made for everybody to read, whatever the umask.
+    # tritonserver's stack is larger than others' (limits.py).
+    ours = f'chmod 600 "/dev/shm/${{2#/}}"; ulimit -S -s {stack_limit()}'
+    note = f'[ -z "${RUN_VARIABLE}" ] || echo "$1" > "${RUN_VARIABLE}/stubs/$$"'
+    write_program(python_backend / STUB, f'{ours}; {note}; case "$1" in /*) cd {empty} ;; esac; exec {stub} "$@"')
     utilities = "triton_python_backend_utils.py"
     (python_backend / utilities).symlink_to(triton.python_backend / utilities)
     (root / "backends" / "fastertransformer").symlink_to(fastertransformer.resolve())
@@ -137,6 +143,12 @@ def stage_backends(root: Path, triton: Triton, fastertransformer: Path) -> Stage
         search.append(root / "triton")
         search[-1].symlink_to(triton.libraries)
     return Stage(triton.binary, root / "backends", tuple(search), find_programs(root / "python"))
+
+
+def stack_limit() -> str:
+    """The stack that this process's children may have, in KiB as a shell takes it."""
+    soft = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    return "unlimited" if soft == resource.RLIM_INFINITY else str(soft // 1024)
 
 
 def write_program(path: Path, command: str) -> None:

@@ -14,14 +14,29 @@ from typing import NoReturn
 
 from gptj_triton.checkpoint.data_types import COMPUTE_TYPES, FP8
 from gptj_triton.engine.config import KV_CACHE_DATA_TYPES
+from gptj_triton.errors import ConfigError
+from gptj_triton.limits import parse_limit
 from gptj_triton.project import REPOSITORY
 from gptj_triton.serving.errors import ServeError
 
-# tritonserver's options that the launcher sets itself: given twice, the URL that it prints would be wrong.
-OWN_SERVER_OPTIONS = (
-    *("model-repository", "model-store", "backend-directory", "exit-on-error", "allow-http"),
-    *("http-address", "http-port", "grpc-address", "grpc-port", "metrics-address", "metrics-port"),
+# tritonserver's options that the launcher sets itself, and why another value would not do.
+OWN_ADDRESSES = (
+    "use --host, --http-port, --grpc-port and --metrics-port, which READY and the launcher's own calls go by"
 )
+OWN_MODELS = "put all that is to be served, and nothing else, into one directory and name it by --model-repository"
+OWN_SERVER_OPTIONS = {
+    **dict.fromkeys(["model-repository", "model-store", "load-model"], OWN_MODELS),
+    "model-control-mode": "it is explicit, so that the launcher can say that the server is not ready",
+    "strict-readiness": "it is true, so that the launcher can say that the server is not ready",
+    "backend-directory": "use the launcher's own --backend-directory",
+    "exit-on-error": "it is false, so that the server lives to say why a model did not load",
+    "allow-http": "it is true: the launcher asks over HTTP whether the server is ready",
+    **dict.fromkeys(
+        ["http-address", "http-port", "grpc-address", "grpc-port", "metrics-address", "metrics-port"], OWN_ADDRESSES
+    ),
+    **dict.fromkeys(["http-restricted-api", "grpc-restricted-protocol"], "use --api-key-file and --open-admin-api"),
+    **dict.fromkeys(["allow-sagemaker", "allow-vertex-ai"], "it is false: their ports ask for no key"),
+}
 # What a model repository served as committed takes from its own config.pbtxt.
 OVERRIDING_OPTIONS = (
     *(
@@ -36,7 +51,8 @@ OVERRIDING_OPTIONS = (
         "tensor_para_size",
         "engine_python",
     ),
-    *("stream_pieces_per_second", "streaming_ensemble", "backend_directory"),
+    *("stream_pieces_per_second", "streaming_ensemble", "limit", "backend_directory"),
+    *("api_key_file", "open_admin_api"),
 )
 
 PORTS = ("http_port", "grpc_port", "metrics_port")
@@ -56,17 +72,24 @@ class Options:
     kv_cache_data_type: str
     tensor_para_size: int
     host: str
+    api_key_file: Path | None
+    open_admin_api: Path | None
     http_port: int
     grpc_port: int
     metrics_port: int
     stream_pieces_per_second: int | None
     streaming_ensemble: bool
+    limit: list[tuple[str, int]]  # each name and number that was given
     backend_directory: Path | None
     engine_python: str
+    log_format: str
     print_command: bool
     server_arguments: tuple[str, ...]
     start_timeout: int  # seconds
-    exit_timeout: int  # seconds that tritonserver waits for requests in flight when it is told to stop
+    drain_timeout: float  # seconds
+    max_restarts: int
+    restart_window: float  # seconds
+    exit_timeout: int  # seconds that tritonserver waits for its connections when it is told to stop
 
     @property
     def url(self) -> str:
@@ -134,6 +157,28 @@ def positive(text: str) -> int:
     return value
 
 
+def limit(text: str) -> tuple[str, int]:
+    name, _, number = text.partition("=")
+    try:
+        return name, parse_limit(name, number)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is not 0 or more")
+    return value
+
+
+def seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds, 0 or more")
+    return value
+
+
 def parser() -> OneLineParser:
     result = OneLineParser(
         prog="serve.py",
@@ -161,6 +206,10 @@ def parser() -> OneLineParser:
     add("--kv-cache-data-type", choices=KV_CACHE_DATA_TYPES, default="auto", help=cache_help)
     add("--tensor-para-size", type=positive, default=1, metavar="N", help="GPUs that share the model (default: 1)")
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    key_help = "its first line is a key that every request for text must bring, and that opens what reads"
+    add("--api-key-file", type=Path, metavar="FILE", help=key_help)
+    admin_help = "its first line is a key that opens Triton's APIs for models, shared memory, trace and logging"
+    add("--open-admin-api", type=Path, metavar="FILE", help=admin_help)
     add("--http-port", type=port, default=8000, metavar="PORT", help="default: 8000")
     add("--grpc-port", type=port, default=8001, metavar="PORT", help="default: 8001")
     add("--metrics-port", type=port, default=8002, metavar="PORT", help="default: 8002")
@@ -168,10 +217,19 @@ def parser() -> OneLineParser:
     add("--stream-pieces-per-second", type=positive, metavar="N", help=pace_help)
     ensemble_help = "let `ensemble` stream where a request says stream: true, and lose `infer` on it"
     add("--streaming-ensemble", action="store_true", help=ensemble_help)
+    limit_help = "the most that a request may hold, such as max_request_tokens=100000; may be given again"
+    add("--limit", type=limit, action="append", default=[], metavar="NAME=NUMBER", help=limit_help)
     add("--backend-directory", type=Path, metavar="DIR", help="directory with NVIDIA's fastertransformer backend")
     add("--engine-python", default="python3", metavar="PROGRAM", help="the Python that has torch (default: this one)")
     timeout_help = "end the start where a model is not ready after so long (default: 1800)"
     add("--start-timeout", type=positive, default=1800, metavar="SECONDS", help=timeout_help)
+    drain_help = "how long requests may go on after a signal to stop (default: 30)"
+    add("--drain-timeout", type=seconds, default=30.0, metavar="SECONDS", help=drain_help)
+    restart_help = "how often tritonserver is started again when it dies, within --restart-window (default: 10)"
+    add("--max-restarts", type=natural, default=10, metavar="N", help=restart_help)
+    add("--restart-window", type=seconds, default=300.0, metavar="SECONDS", help="default: 300")
+    format_help = "of the log on stderr, and of READY: text, or one JSON object a line (default: text)"
+    add("--log-format", choices=["text", "json"], default="text", help=format_help)
     add("--print-command", action="store_true", help="print how to serve model_repository/ by hand, and end")
     return result
 
@@ -185,8 +243,9 @@ def read_options(arguments: Sequence[str]) -> Options:
     options = Options(**given, server_arguments=behind, exit_timeout=exit_timeout_in(behind))
     for argument in options.server_arguments:
         name = argument.removeprefix("--").partition("=")[0]
-        if name in OWN_SERVER_OPTIONS:
-            command_line.error(f"--{name} stands behind --, but the launcher sets it: use the launcher's own options")
+        own = own_option(argument)
+        if own is not None:
+            command_line.error(f"--{name} stands behind --, but the launcher sets it: {OWN_SERVER_OPTIONS[own]}")
     if options.print_command:
         for name in OVERRIDING_OPTIONS:
             if given[name] != command_line.get_default(name):
@@ -201,10 +260,21 @@ def read_options(arguments: Sequence[str]) -> Options:
     return options
 
 
+def own_option(argument: str) -> str | None:
+    """The option of tritonserver that the launcher sets and that the argument is, or abbreviates."""
+    return next((option for option in OWN_SERVER_OPTIONS if is_or_abbreviates(argument, [option])), None)
+
+
+def is_or_abbreviates(argument: str, options: Sequence[str]) -> bool:
+    """Whether tritonserver, whose getopt takes abbreviations, may read the argument as one of its `options`."""
+    name = argument.removeprefix("--").partition("=")[0]
+    return argument.startswith("--") and name != "" and any(option.startswith(name) for option in options)
+
+
 def exit_timeout_in(server_arguments: Sequence[str]) -> int:
-    """tritonserver's own option where it is given, else its default."""
+    """tritonserver's own option where it is given, else the launcher's default: it stops when all is answered."""
     server = OneLineParser(prog="serve.py", add_help=False, allow_abbrev=False)
-    server.add_argument("--exit-timeout-secs", type=int, default=30)
+    server.add_argument("--exit-timeout-secs", type=int, default=5)
     return int(server.parse_known_args(server_arguments)[0].exit_timeout_secs)
 
 

@@ -1,8 +1,8 @@
-"""The directory of one run of the launcher, and the removal of what killed runs left: such directories, the directories
-of their engines' sockets, shared memory and stubs.
+"""The directory of one run of the launcher, and the removal of what killed runs left: such directories, processes,
+shared memory.
 
-Each directory has a file `lock`, which the launcher and its tritonserver keep locked as long as they live. A directory
-without such a file is left alone.
+Each directory has a file `lock`, which the launcher keeps locked as long as it lives. A directory without such a file
+is left alone.
 """
 
 from __future__ import annotations
@@ -13,25 +13,32 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+
+import psutil
 
 from gptj_triton.pidfd import process_has_ended
-from gptj_triton.process.directory import server_directory
+from gptj_triton.process.directory import RUN_VARIABLE
 from gptj_triton.process.temporary import temporary_directory
-from gptj_triton.triton.stubs import SHARED_MEMORY, end_orphaned_stubs
+from gptj_triton.triton.stubs import SHARED_MEMORY
 
 NAME = re.compile(r"gptj-triton-\d+_[0-9a-f]{8}")
+END_SECONDS = 5.0  # within which a killed process has ended
 
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """A directory `gptj-triton-PID_HEX`. As long as any process has `lock` open, the run does not count as killed."""
+    """A directory `gptj-triton-PID_HEX`. Its path is in the environment of all processes of the run."""
 
     path: Path
-    lock: BinaryIO
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the run's processes find the directory by."""
+        return {RUN_VARIABLE: str(self.path)}
 
     @property
     def region_prefix(self) -> str:
@@ -39,23 +46,58 @@ class RunDirectory:
         return f"gptj_{self.path.name.removeprefix('gptj-triton-')}_"
 
     @property
-    def _server_file(self) -> Path:
-        return self.path / "server.pid"
+    def engines(self) -> Path:
+        """Where each engine has its directory."""
+        return self.path / "engines"
 
-    def note_server(self, pid: int) -> None:
-        """Remember the run's tritonserver."""
-        self._server_file.write_text(str(pid))
+    @property
+    def stubs(self) -> Path:
+        """Where each stub has a file, whose name is its process id."""
+        return self.path / "stubs"
 
-    def remove(self) -> None:
-        """Remove all that is left of the run, whose server has ended."""
-        end_orphaned_stubs(lambda region, server: region.startswith(self.region_prefix))
+    def make(self) -> None:
+        """Fill the new directory."""
+        self.stubs.mkdir(mode=0o700)
+        self.engines.mkdir(mode=0o700)
+        (self.path / "launcher.pid").write_text(str(os.getpid()))
+
+    def engine_pids(self) -> set[int]:
+        """The engines, alive or not."""
+        found = set[int]()
+        for path in self.engines.glob("*/engine.pid"):
+            with contextlib.suppress(OSError, ValueError):  # it is being written, or removed
+                found.add(int(path.read_text()))
+        return found
+
+    def forget_server(self) -> None:
+        """Remove what a tritonserver left that has ended, and its stubs too; engines live on."""
         for region in SHARED_MEMORY.glob(f"{self.region_prefix}*"):
             region.unlink(missing_ok=True)
-        noted = self._server_file.read_text() if self._server_file.exists() else ""
-        # If there is such a process, the number is another's now, and the directory may be too.
-        if noted.isdecimal() and process_has_ended(int(noted)):
-            shutil.rmtree(server_directory(int(noted)), ignore_errors=True)
+        frontends = (path for kind in ("sock", "ready") for path in self.engines.glob(f"*/*.{kind}"))
+        for path in [*self.stubs.iterdir(), *frontends]:
+            if path.name != "engine.sock":
+                path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """End all processes of the run but this one, and remove all that is left of it."""
+        left = [pid for pid in processes_of(self.path) if pid != os.getpid()]
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, 9)
+        deadline = time.monotonic() + END_SECONDS
+        while not all(map(process_has_ended, left)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for region in SHARED_MEMORY.glob(f"{self.region_prefix}*"):
+            region.unlink(missing_ok=True)
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def processes_of(path: Path) -> Iterator[int]:
+    """The processes of the run whose directory is `path`, whoever started them."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(RUN_VARIABLE) == str(path):
+                yield process.pid
 
 
 @contextlib.contextmanager
@@ -66,19 +108,17 @@ def run_directory() -> Iterator[RunDirectory]:
         left.remove()
     path = temporary / f"gptj-triton-{os.getpid()}_{secrets.token_hex(4)}"
     path.mkdir(mode=0o700)
+    run = RunDirectory(path)
     try:
         # It gets its name when it is locked, so that no other launcher can take it for a killed one's.
         unlocked = path / "unlocked"
         with unlocked.open("xb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             unlocked.rename(path / "lock")
-            run = RunDirectory(path, lock)
-            try:
-                yield run
-            finally:
-                run.remove()
+            run.make()
+            yield run
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        run.remove()
 
 
 def killed_runs(temporary: Path) -> Iterator[RunDirectory]:
@@ -90,4 +130,4 @@ def killed_runs(temporary: Path) -> Iterator[RunDirectory]:
         with contextlib.suppress(OSError), (path / "lock").open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if path.lstat().st_uid == os.geteuid():
-                yield RunDirectory(path, lock)
+                yield RunDirectory(path)

@@ -26,6 +26,8 @@ class CancelReports:
 
     def send(self, handles: Iterable[bytes]) -> set[str]:
         """Send each handle's message to its engine; returns what went wrong, without repeating what a handle says."""
+        for engine in [engine for engine in self._sockets if find_socket(self._server_directory, engine) is None]:
+            self._sockets.pop(engine).close(linger=0)
         return {failure for handle in handles if (failure := self._send_one(handle)) is not None}
 
     def close(self) -> None:
@@ -39,7 +41,6 @@ class CancelReports:
             return "a client left, but its cancel handle is none of this server's; nothing is cancelled"
         path = find_socket(self._server_directory, known.engine)
         if path is None:
-            self._disconnect(known.engine)
             return "a client left, but this server has no such engine as its cancel handle names; nothing is cancelled"
         try:
             self._connected(known.engine, path).send(self._encoder.encode(known.cancel), zmq.NOBLOCK)
@@ -53,7 +54,3 @@ class CancelReports:
             self._sockets[engine] = socket
             socket.connect(f"ipc://{path}")
         return self._sockets[engine]
-
-    def _disconnect(self, engine: str) -> None:
-        if engine in self._sockets:
-            self._sockets.pop(engine).close(linger=0)

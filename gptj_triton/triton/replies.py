@@ -3,11 +3,13 @@
 One thread sends everything, so a response is never sent, or a request asked about, after its last response. Pieces of a
 stream keep a gap that grows with the number of streams, because the server queues what a slow reader does not read;
 tokens that come in between travel together in the next piece.
+
+The engine ends a request whose time is over. Where it does not, because it stands still or a step takes long, the
+request is ended here with what has come of it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import heapq
 import itertools
@@ -21,20 +23,22 @@ from typing import Any, Protocol, TypeAlias
 
 from numpy.typing import NDArray
 
-from gptj_triton.engine.metrics import EngineMetrics
-from gptj_triton.errors import ConfigError, UnavailableError
+from gptj_triton.engine.metrics import FINISH_REASONS, RequestMetrics
+from gptj_triton.errors import ConfigError, RequestRefusedError, UnavailableError
 from gptj_triton.process.client import Answer, EngineClient, Failed
-from gptj_triton.process.messages import Finished, TokenDelta
+from gptj_triton.process.messages import Finished, Result, TokenDelta
 from gptj_triton.triton.output_tensors import PieceTensors, passed_through, write_tensors
-from gptj_triton.triton.tensors import Row, Tensors
+from gptj_triton.triton.request_size import Tensors
+from gptj_triton.triton.tensors import Row
 
 Outputs: TypeAlias = dict[str, NDArray[Any]]
 
 PIECES_PER_SECOND = 1000.0
 HANDLE_INTERVAL = 0.12  # seconds between two pieces of a stream that say how to cancel it
 CANCEL_CHECK_AGE = 0.5  # seconds after which a request is first asked whether its client left
-ROUND_INTERVAL = 0.1  # seconds between two rounds of asking, and of publishing metrics
+ROUND_INTERVAL = 0.1  # seconds between two rounds of asking
 CANCEL_CHECKS_A_ROUND = 50  # one takes 0.1 ms
+TIMEOUT_GRACE = 0.2  # seconds within which the engine's own answer comes
 
 log = logging.getLogger("gptj_triton")
 
@@ -56,7 +60,13 @@ class Responder(Protocol):
     def send(self, outputs: Outputs, last: bool) -> None: ...
 
     def fail(self, message: str) -> None:
-        """Send an error of the server as the last response."""
+        """Say as the last response that no engine can take or finish the request now."""
+
+    def fail_by(self, error: Exception) -> None:
+        """Say as the last response that a fault of the server, `error`, ended the request."""
+
+    def refuse(self, message: str) -> None:
+        """Send an error of the request as the last response."""
 
     def is_cancelled(self) -> bool:
         """Whether the client left, as far as the server knows. Not to be called after the last response."""
@@ -67,6 +77,7 @@ class Reply:
 
     def __init__(self, tensors: Tensors, rows: list[Row], responder: Responder, pass_through: bool = False) -> None:
         self.responder = responder
+        self.deadline = math.inf  # when it is to end, whatever the engine does
         self.numbers: list[int] = []  # the engine's, one a sequence
         self.failed: Failed | None = None
         self.began = time.monotonic()
@@ -77,6 +88,8 @@ class Reply:
         self._pass_through = pass_through
         self._missing = sum(len(row.sequences) for row in rows)
         self._answers: list[Finished | None] = [None] * self._missing
+        self._tokens: list[list[int]] = [[] for _ in self._answers]  # of those that were not answered in time
+        self._log_probs: list[list[float]] = [[] for _ in self._answers]
 
     def take(self, index: int, answer: Answer) -> bool:
         """The answer to one sequence; true if the last response can be sent now."""
@@ -87,9 +100,35 @@ class Reply:
         self._missing -= 1
         return not self._missing or self.failed is not None
 
+    def take_tokens(self, delta: TokenDelta, index: int) -> bool:
+        """New tokens of one sequence, which may be the last that are heard of; true if a piece can be sent now."""
+        self._tokens[index] += delta.tokens
+        self._log_probs[index] += delta.log_probs
+        return False
+
+    @property
+    def finish_reason(self) -> str:
+        """Why the request ended: of its sequences' reasons the one that stands first in FINISH_REASONS."""
+        reasons = {answer.results[0].finish_reason if answer else "timeout" for answer in self._answers}
+        return min(reasons, key=FINISH_REASONS.index)
+
+    def outputs_so_far(self, reason: str) -> Outputs:
+        """The tensors of the last response when its time is over: with `reason` for what is not answered."""
+        params = [params for row in self._rows for params in row.sequences]
+        answers = [
+            answer or Finished(0, [Result(tokens[:], reason, log_probs[:])] * each.beam_width)
+            for answer, tokens, log_probs, each in zip(
+                self._answers, self._tokens, self._log_probs, params, strict=True
+            )
+        ]
+        return self._write(answers)
+
     def outputs(self) -> Outputs:
         """The tensors of the last response, once all sequences are answered."""
-        outputs = write_tensors(self._tensors, self._rows, [answer for answer in self._answers if answer])
+        return self._write([answer for answer in self._answers if answer])
+
+    def _write(self, answers: list[Finished]) -> Outputs:
+        outputs = write_tensors(self._tensors, self._rows, answers)
         return outputs | passed_through(self._tensors, self._rows) if self._pass_through else outputs
 
 
@@ -129,16 +168,21 @@ class StreamReply(Reply):
         with self._lock:
             return self._pieces.piece(last=True)
 
+    def outputs_so_far(self, reason: str) -> Outputs:
+        with self._lock:
+            for index, answer in enumerate(self._answers):
+                if answer is None:
+                    self._pieces.end(index, Result([], reason, []))
+            return self._pieces.piece(last=True)
+
 
 class Replies:
     """All replies in flight, and the thread that sends them."""
 
-    def __init__(
-        self, engine: EngineClient, pieces_per_second: float, publish: Callable[[EngineMetrics], None]
-    ) -> None:
-        """`publish` gets each report of the engine's metrics, on the thread that sends."""
+    def __init__(self, engine: EngineClient, pieces_per_second: float, count: Callable[[RequestMetrics], None]) -> None:
+        """`count` is told how each request ended."""
         self._engine = engine
-        self._publish = publish
+        self._count = count
         self._pieces_per_second = pieces_per_second
         # Filled by the threads that submit, emptied by the thread that sends.
         self._open: dict[Reply, None] = {}  # the one asked about longest ago comes first
@@ -152,19 +196,25 @@ class Replies:
 
     def submit(self, reply: Reply, rows: list[Row], timeout: float) -> None:
         """Send all sequences to the engine; `reply` is sent as it gets answers."""
+        if timeout:
+            reply.deadline = time.monotonic() + timeout + TIMEOUT_GRACE
         self._open[reply] = None
         if isinstance(reply, StreamReply):
             self._open_streams.add(reply)
         sequences = [(row.prompt, params) for row in rows for params in row.sequences]
         for index, (prompt, params) in enumerate(sequences):
             on_answer = functools.partial(self._take, reply, index)
-            on_tokens = functools.partial(self._take_tokens, reply, index) if isinstance(reply, StreamReply) else None
+            on_tokens = functools.partial(self._take_tokens, reply, index)
             if reply.sent_last:
                 return  # it failed meanwhile, and nobody waits for the rest
             try:
-                reply.numbers.append(self._engine.submit(prompt, params, on_answer, on_tokens, timeout))
+                streamed = isinstance(reply, StreamReply)
+                reply.numbers.append(self._engine.submit(prompt, params, on_answer, on_tokens, streamed, timeout))
             except UnavailableError as error:
-                self._take(reply, index, Failed(str(error)))
+                self._take(reply, index, Failed(str(error), refused=error.reason))
+                return
+            except RequestRefusedError as error:
+                self._take(reply, index, Failed(str(error), invalid=True, refused="deadly"))
                 return
         if isinstance(reply, StreamReply):
             reply.next_handle = time.monotonic() + HANDLE_INTERVAL
@@ -178,8 +228,9 @@ class Replies:
         if reply.take(index, answer):
             self._tasks.put(functools.partial(self._send_last, reply))
 
-    def _take_tokens(self, reply: StreamReply, index: int, delta: TokenDelta) -> None:
+    def _take_tokens(self, reply: Reply, index: int, delta: TokenDelta) -> None:
         if reply.take_tokens(delta, index):
+            assert isinstance(reply, StreamReply)
             self._tasks.put(functools.partial(self._pace, reply))
 
     def _run(self) -> None:
@@ -226,7 +277,11 @@ class Replies:
         if reply.sent_last:
             return
         if reply.failed is not None:
-            self._fail(reply, reply.failed.message)
+            self._abandon(reply, reply.failed.refused)
+            if reply.failed.invalid:
+                reply.responder.refuse(reply.failed.message)
+            else:
+                reply.responder.fail(reply.failed.message)
         else:
             self._respond(reply, reply.outputs, last=True)
 
@@ -236,17 +291,23 @@ class Replies:
             if tensors is not None:
                 reply.responder.send(tensors, last)
         except Exception as error:
-            log.exception("an answer could not be sent")
-            self._fail(reply, f"the answer could not be sent: {error}")
+            self._abandon(reply)
+            reply.responder.fail_by(error)
         else:
             if last:
                 self._finish(reply)
+                self._count(RequestMetrics(request_success_total={reply.finish_reason: 1}))
 
-    def _fail(self, reply: Reply, message: str) -> None:
-        """End a reply with an error; nobody waits for what is still in flight of it."""
+    def _abandon(self, reply: Reply, refused: str = "") -> None:
+        """End a reply that becomes an error; nobody waits for what is still in flight of it. `refused` is the reason
+        where it was not begun.
+        """
         self._finish(reply)
+        if refused:
+            self._count(RequestMetrics(request_refused_total={refused: 1}))
+        else:
+            self._count(RequestMetrics(request_failed_total=1))
         self._cancel(reply)
-        reply.responder.fail(message)
 
     def _finish(self, reply: Reply) -> None:
         reply.sent_last = True
@@ -254,17 +315,17 @@ class Replies:
         self._open_streams.discard(reply)
 
     def _make_round(self) -> None:
-        """Cancel the requests of clients that left, and publish what the engine reported."""
+        """End what is overdue, and cancel the requests of clients that left."""
         now = time.monotonic()
         self._at(now + ROUND_INTERVAL, self._make_round)
+        for reply in [reply for reply in list(self._open) if reply.deadline <= now]:
+            self._respond(reply, functools.partial(reply.outputs_so_far, "timeout"), last=True)
+            self._cancel(reply)
         old = (reply for reply in list(self._open) if now - reply.began >= CANCEL_CHECK_AGE and not reply.cancelled)
         for reply in list(itertools.islice(old, CANCEL_CHECKS_A_ROUND)):
             self._open[reply] = self._open.pop(reply)
             if reply.responder.is_cancelled():
                 self._cancel(reply)
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._publish(self._engine.reports.get_nowait())
 
     def _cancel(self, reply: Reply) -> None:
         reply.cancelled = True

@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import queue
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import psutil
 import pytest
 
 from gptj_triton.engine.config import EngineConfig
-from gptj_triton.engine.metrics import EngineMetrics
 from gptj_triton.engine.sampling_params import SamplingParams
-from gptj_triton.errors import ConfigError, UnavailableError
+from gptj_triton.errors import ConfigError
 from gptj_triton.process.client import Answer, EngineClient, Failed
 from gptj_triton.process.directory import EngineDirectory, server_directory
 from gptj_triton.process.messages import Finished, TokenDelta
+from gptj_triton.process.server import REPORT_INTERVAL
 from gptj_triton.triton.cancel_reports import CancelReports
+from tests.unit.process.frontends import (
+    LONG,
+    SHORT,
+    Mailbox,
+    ReportingClient,
+    Server,
+    has_ended,
+    submit_when_ready,
+    wait_until,
+)
 
-LONG = SamplingParams(request_output_len=900, end_ids=(256,), min_length=900)
-SHORT = SamplingParams(request_output_len=5, end_ids=(256,), min_length=5)
 FRONTEND = """
 import sys
 from gptj_triton.process.client import EngineClient
 from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.sampling_params import SamplingParams
-frontend = EngineClient(EngineConfig.from_json(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+frontend = EngineClient(EngineConfig.from_json(sys.argv[1]), int(sys.argv[2]), sys.argv[3], model="z")
 for _ in range(int(sys.argv[4])):
     frontend.submit([1, 2], SamplingParams(request_output_len=900, end_ids=(256,), min_length=900), lambda answer: None)
 print(frontend.engine_info.engine_pid, flush=True)
@@ -42,116 +46,13 @@ sys.stdin.read()
 frontend.close()
 """
 
-Server = subprocess.Popen[bytes]
-
-# A frontend does not wait for the engine that it started: it may have to leave it to other frontends.
-pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
-
-
-@pytest.fixture
-def config(make_checkpoint: Callable[..., Path]) -> EngineConfig:
-    checkpoint = make_checkpoint(n_layer=1)
-    return EngineConfig(str(checkpoint), device="cpu", engine_python=sys.executable, kv_cache_gib=0.01)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread_in_engines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    """A process that the engine takes for its server."""
-    with subprocess.Popen(["sleep", "600"]) as process:
-        yield process
-        process.kill()
-    shutil.rmtree(files_of(process), ignore_errors=True)
-
-
-@pytest.fixture
-def open_frontend(config: EngineConfig, server: Server) -> Iterator[Callable[..., EngineClient]]:
-    """Opens frontends of this process to the engine of `config`, changed by keywords; all are closed at the end."""
-    with contextlib.ExitStack() as stack:
-
-        def open_one(name: str, **changes: Any) -> EngineClient:
-            frontend = EngineClient(msgspec.structs.replace(config, **changes), server.pid, name)
-            stack.callback(frontend.close)
-            return frontend
-
-        yield open_one
-        stack.close()
-        engines = [child for child in psutil.Process().children() if child.pid != server.pid]
-        psutil.wait_procs(engines, timeout=30)
-
 
 def files_of(server: Server) -> Path:
     return server_directory(server.pid)
 
 
-class Reports:
-    """The engine's metrics as a frontend gets them."""
-
-    def __init__(self, frontend: EngineClient) -> None:
-        self._frontend = frontend
-        self._last = EngineMetrics()
-
-    @property
-    def last(self) -> EngineMetrics:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._last = self._frontend.reports.get_nowait()
-        return self._last
-
-
-def wait_until(condition: Callable[[], bool], otherwise: str, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.02)
-
-
-def has_ended(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
-
-
-class Mailbox:
-    """Collects the answers of several requests."""
-
-    def __init__(self) -> None:
-        self.answers: queue.Queue[Answer] = queue.Queue()
-
-    def take(self) -> Answer:
-        return self.answers.get(timeout=60.0)
-
-    def tokens(self) -> list[int]:
-        answer = self.take()
-        assert isinstance(answer, Finished), answer
-        return answer.results[0].tokens
-
-
-@pytest.fixture
-def mailbox() -> Mailbox:
-    return Mailbox()
-
-
-def submit_when_ready(frontend: EngineClient, mailbox: Mailbox) -> None:
-    """As a user does who is told to try again."""
-    deadline = time.monotonic() + 100
-    while True:
-        try:
-            frontend.submit([1, 2, 3], SHORT, mailbox.answers.put)
-        except UnavailableError:
-            assert time.monotonic() < deadline, "no new engine came"
-            time.sleep(0.02)
-        else:
-            return
-
-
 def test_two_frontends_share_one_engine_that_ends_after_the_last_one(
-    open_frontend: Callable[..., EngineClient], mailbox: Mailbox, server: Server
+    open_frontend: Callable[..., ReportingClient], mailbox: Mailbox, server: Server
 ) -> None:
     first, second = open_frontend("first"), open_frontend("second")
     pid = first.engine_info.engine_pid
@@ -179,12 +80,12 @@ def test_two_frontends_share_one_engine_that_ends_after_the_last_one(
 
 
 def test_a_streamed_request_gets_its_tokens_as_they_come_at_either_frontend(
-    open_frontend: Callable[..., EngineClient], mailbox: Mailbox
+    open_frontend: Callable[..., ReportingClient], mailbox: Mailbox
 ) -> None:
     params = SamplingParams(request_output_len=30, end_ids=(256,), min_length=30, is_return_log_probs=True)
     deltas: dict[str, list[TokenDelta]] = {"first": [], "second": []}
     for name, received in deltas.items():
-        open_frontend(name).submit([1, 2, 3], params, mailbox.answers.put, received.append)
+        open_frontend(name).submit([1, 2, 3], params, mailbox.answers.put, received.append, stream=True)
     for _ in deltas:
         answer = mailbox.take()
         assert isinstance(answer, Finished)
@@ -197,7 +98,7 @@ def test_a_streamed_request_gets_its_tokens_as_they_come_at_either_frontend(
 
 
 def test_a_timeout_ends_requests_that_run_and_that_wait_with_what_they_have(
-    make_checkpoint: Callable[..., Path], open_frontend: Callable[..., EngineClient], mailbox: Mailbox
+    make_checkpoint: Callable[..., Path], open_frontend: Callable[..., ReportingClient], mailbox: Mailbox
 ) -> None:
     slow = str(make_checkpoint(n_layer=12))
     frontend = open_frontend("only", model_checkpoint_path=slow, kv_cache_gib=0.1, max_sequences=1)
@@ -219,33 +120,60 @@ def test_a_timeout_ends_requests_that_run_and_that_wait_with_what_they_have(
 
 
 def test_a_request_is_cancelled_by_whoever_has_its_handle_and_metrics_are_reported(
-    server: Server, open_frontend: Callable[..., EngineClient], mailbox: Mailbox
+    server: Server, open_frontend: Callable[..., ReportingClient], mailbox: Mailbox
 ) -> None:
-    frontend, other = open_frontend("first"), open_frontend("second")
+    frontend = open_frontend("first")
+    reports = frontend.reports
     number = frontend.submit([1, 2], LONG, mailbox.answers.put)
-    reports = [Reports(frontend), Reports(other)]
-    for each in reports:
-        wait_until(lambda each=each: each.last.running_sequences == 1, "no report")  # type: ignore[misc]
-        assert each.last.kv_cache_used_pages > 0
+    wait_until(lambda: reports.total.num_requests_running == 1, "no report")
+    assert reports.total.kv_cache_used_pages > 0
     cancel_reports = CancelReports(files_of(server))
     assert cancel_reports.send([frontend.cancel_handle(number)]) == set()
     answer = mailbox.take()
     assert isinstance(answer, Finished) and answer.results[0].finish_reason == "cancelled"
-    for each in reports:
-        wait_until(lambda each=each: each.last.running_sequences == 0, "no report of an idle engine")  # type: ignore[misc]
-        assert each.last.kv_cache_used_pages == 0 and each.last.generated_tokens >= len(answer.results[0].tokens)
+    wait_until(lambda: reports.total.num_requests_running == 0, "no report of an idle engine")
+    assert reports.total.kv_cache_used_pages == 0
+    assert reports.total.generation_tokens_total == len(answer.results[0].tokens)
     cancel_reports.close()
 
 
+def test_one_frontend_publishes_the_engine_s_metrics_and_the_next_one_when_it_leaves(
+    open_frontend: Callable[..., ReportingClient], mailbox: Mailbox
+) -> None:
+    frontends = {name: open_frontend(name) for name in ("b", "c", "a")}
+    everybody = list(frontends.values())
+
+    def publishing() -> set[str]:
+        return {name for name, frontend in frontends.items() if frontend.reports.publishes}
+
+    def counted() -> int:
+        return sum(frontend.reports.total.generation_tokens_total for frontend in everybody)
+
+    def ask() -> None:
+        """Every token of an answer is reported once."""
+        before = counted()
+        frontends["c"].submit([1, 2], SHORT, mailbox.answers.put)
+        new = len(mailbox.tokens())
+        wait_until(lambda: counted() >= before + new, "no report")
+        time.sleep(2 * REPORT_INTERVAL)
+        assert counted() == before + new
+
+    wait_until(lambda: publishing() == {"a"}, "a frontend that publishes")
+    ask()
+    frontends.pop("a").close()
+    wait_until(lambda: publishing() == {"b"}, "another frontend that publishes")
+    ask()
+
+
 def test_a_killed_engine_answers_each_request_once_with_an_error_and_a_new_one_serves(
-    open_frontend: Callable[..., EngineClient], mailbox: Mailbox
+    open_frontend: Callable[..., ReportingClient], mailbox: Mailbox
 ) -> None:
     frontends = [open_frontend("first"), open_frontend("second")]
     pid = frontends[0].engine_info.engine_pid
     for frontend in frontends * 8:
         frontend.submit([1, 2], LONG, mailbox.answers.put)
-    reports = Reports(frontends[0])
-    wait_until(lambda: reports.last.running_sequences > 0, "no report")
+    reports = frontends[0].reports
+    wait_until(lambda: reports.total.num_requests_running > 0, "no report")
     os.kill(pid, signal.SIGKILL)
     answers = [mailbox.take() for _ in range(16)]
     assert all(isinstance(answer, Failed) for answer in answers)
@@ -253,11 +181,15 @@ def test_a_killed_engine_answers_each_request_once_with_an_error_and_a_new_one_s
         submit_when_ready(frontend, mailbox)
     assert mailbox.tokens() == mailbox.tokens()
     assert mailbox.answers.empty(), "a request was answered twice"
+    assert reports.total.engine_restarts_total == 1
     assert frontends[0].engine_info.engine_pid == frontends[1].engine_info.engine_pid != pid
 
 
 def test_a_frontend_that_was_killed_keeps_neither_the_engine_nor_its_requests_alive(
-    config: EngineConfig, server: Server, open_frontend: Callable[..., EngineClient], mailbox: Mailbox
+    config: EngineConfig,
+    server: Server,
+    open_frontend: Callable[..., ReportingClient],
+    mailbox: Mailbox,
 ) -> None:
     command = [sys.executable, "-c", FRONTEND, config.to_json(), str(server.pid), "doomed", "40"]
     environment = os.environ
@@ -267,12 +199,12 @@ def test_a_frontend_that_was_killed_keeps_neither_the_engine_nor_its_requests_al
         pid = int(doomed.stdout.readline())
         frontend = open_frontend("other")
         assert frontend.engine_info.engine_pid == pid
-        reports = Reports(frontend)
-        wait_until(lambda: reports.last.waiting_sequences > 0, "no report")
+        reports = frontend.reports
+        wait_until(lambda: reports.total.num_requests_waiting > 0, "no report")
         doomed.kill()
     # What the dead frontend asked for would take the engine most of a minute.
     wait_until(
-        lambda: reports.last.running_sequences == reports.last.waiting_sequences == 0,
+        lambda: reports.total.num_requests_running == reports.total.num_requests_waiting == 0,
         "the engine works for a frontend that is dead",
         10,
     )
@@ -286,7 +218,7 @@ def test_a_frontend_that_was_killed_keeps_neither_the_engine_nor_its_requests_al
 
 
 def test_the_engine_ends_when_its_server_is_killed(
-    config: EngineConfig, open_frontend: Callable[..., EngineClient], server: Server, mailbox: Mailbox
+    config: EngineConfig, open_frontend: Callable[..., ReportingClient], server: Server, mailbox: Mailbox
 ) -> None:
     frontend = open_frontend("only")
     pid = frontend.engine_info.engine_pid
@@ -299,12 +231,12 @@ def test_the_engine_ends_when_its_server_is_killed(
 
 def test_the_engine_ends_when_its_server_dies_while_weights_load(config: EngineConfig, server: Server) -> None:
     directory = EngineDirectory.of(config, server.pid).path
-    directory.mkdir(parents=True)
+    EngineDirectory.of(config, server.pid).make()
     os.mkfifo(directory / "config.json")  # reading the checkpoint hangs here
     hanging = EngineConfig(str(directory), device="cpu")
     command = [sys.executable, "-m", "gptj_triton.process.server", "--config", hanging.to_json()]
     command += ["--directory", str(directory), "--server-pid", str(server.pid)]
-    command += ["--frontend-pid", str(os.getpid())]
+    command += ["--owner-pid", str(server.pid)]
     with subprocess.Popen(command) as loading:
         wait_until((directory / "engine.sock").exists, "the engine did not come up")
         time.sleep(0.1)
@@ -315,12 +247,16 @@ def test_the_engine_ends_when_its_server_dies_while_weights_load(config: EngineC
     assert not files_of(server).exists()
 
 
-def test_the_engine_ends_when_its_only_frontend_dies_while_weights_load(
-    config: EngineConfig, server: Server, tmp_path: Path
+def test_an_engine_whose_only_frontend_died_while_weights_load_is_there_for_the_next(
+    config: EngineConfig,
+    server: Server,
+    tmp_path: Path,
+    open_frontend: Callable[..., ReportingClient],
+    mailbox: Mailbox,
 ) -> None:
     (tmp_path / "model.safetensors").symlink_to(config.checkpoint / "model.safetensors")
     os.mkfifo(tmp_path / "config.json")  # reading the checkpoint hangs here
-    hanging = EngineConfig(str(tmp_path), device="cpu", engine_python=sys.executable, kv_cache_gib=0.01)
+    hanging = msgspec.structs.replace(config, model_checkpoint_path=str(tmp_path))
     command = [sys.executable, "-c", FRONTEND, hanging.to_json(), str(server.pid), "doomed", "0"]
     with subprocess.Popen(command) as doomed:
         directory = EngineDirectory.of(hanging, server.pid).path
@@ -328,7 +264,14 @@ def test_the_engine_ends_when_its_only_frontend_dies_while_weights_load(
         pid = int((directory / "engine.pid").read_text())
         doomed.kill()
     (tmp_path / "config.json").write_text((config.checkpoint / "config.json").read_text())
-    wait_until(lambda: has_ended(pid), "the engine waits for ever")
+    frontend = open_frontend("next", model_checkpoint_path=str(tmp_path))
+    assert frontend.engine_info.engine_pid == pid
+    assert not (directory / "doomed.sock").exists()
+    frontend.submit([1, 2, 3], SHORT, mailbox.answers.put)
+    assert len(mailbox.tokens()) == 5
+    frontend.close()
+    wait_until(lambda: has_ended(pid), "the engine outlived its last frontend")
+    assert not files_of(server).exists()
 
 
 def test_a_checkpoint_that_cannot_be_loaded_is_the_reason_a_frontend_is_given(server: Server, tmp_path: Path) -> None:

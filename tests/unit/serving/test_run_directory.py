@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from gptj_triton.pidfd import process_has_ended
 from gptj_triton.serving.run_directory import run_directory
 
 HOLDER = """
-import sys
+import os, subprocess, sys
 from gptj_triton.serving.run_directory import run_directory
 with run_directory() as run:
-    run.note_server(2**22 + 1)
-    print(run.path, flush=True)
+    left = subprocess.Popen(["sleep", "600"], env=os.environ | run.environment, start_new_session=True)
+    print(run.path, left.pid, flush=True)
     sys.stdin.read()
 """
 
@@ -32,11 +34,12 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield Path(folder)
 
 
-def start_holder() -> tuple[subprocess.Popen[bytes], Path]:
-    """Another launcher, and its directory."""
+def start_holder() -> tuple[subprocess.Popen[bytes], Path, int]:
+    """Another launcher, its directory, and the id of a process of its run."""
     holder = subprocess.Popen([sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdout is not None
-    return holder, Path(os.fsdecode(holder.stdout.readline()).strip())
+    path, pid = os.fsdecode(holder.stdout.readline()).split()
+    return holder, Path(path), int(pid)
 
 
 def test_a_run_ends_with_nothing_left(temporary: Path) -> None:
@@ -48,31 +51,37 @@ def test_a_run_ends_with_nothing_left(temporary: Path) -> None:
     assert not region.exists()
 
 
-def test_a_living_run_stays_and_a_killed_one_goes(temporary: Path) -> None:
-    (killed, gone), (living, stays) = start_holder(), start_holder()
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_living_run_stays_and_a_killed_one_goes(temporary: Path, stopped: bool) -> None:
+    (killed, gone, ends), (living, stays, lives) = start_holder(), start_holder()
     with killed, living:
-        sockets = temporary / f"gptj-engine-{2**22 + 1}"
-        sockets.mkdir()
+        if stopped:
+            os.kill(ends, signal.SIGSTOP)
         killed.kill()
         killed.wait()
         region = Path("/dev/shm") / f"{gone.name.replace('gptj-triton-', 'gptj_')}_x"
         region.touch()
         with run_directory():
-            assert not gone.exists() and not sockets.exists() and not region.exists()
-            assert stays.exists()
+            assert not gone.exists() and not region.exists() and process_has_ended(ends)
+            assert stays.exists() and not process_has_ended(lives)
         living.communicate()
     assert list(temporary.iterdir()) == []
+    assert process_has_ended(lives)
 
 
-def test_a_server_that_outlives_its_launcher_keeps_the_directory(temporary: Path) -> None:
-    with run_directory() as run, subprocess.Popen(["sleep", "600"], stdin=run.lock) as server:
-        run.lock.close()  # as if this launcher were gone
-        with run_directory():
-            assert run.path.exists()
-        server.kill()
-        server.wait()
-        with run_directory():
-            assert not run.path.exists()
+def test_what_a_server_left_goes_before_the_next_and_an_engine_stays(temporary: Path) -> None:
+    with run_directory() as run:
+        engine = run.engines / "0123"
+        engine.mkdir()
+        for name in ("engine.sock", "engine.pid", "12.sock", "12.ready"):
+            (engine / name).write_text("7")
+        (run.stubs / "12").touch()
+        region = Path("/dev/shm") / f"{run.region_prefix}x"
+        region.touch()
+        assert run.engine_pids() == {7}
+        run.forget_server()
+        assert {path.name for path in engine.iterdir()} == {"engine.sock", "engine.pid"}
+        assert list(run.stubs.iterdir()) == [] and not region.exists()
 
 
 def test_nothing_of_others_is_removed(temporary: Path) -> None:

@@ -26,6 +26,11 @@ from gptj_triton.serving.options import Options, check_ports_are_free, read_opti
         (["--print-command", "--streaming-ensemble"], ["--print-command", "--streaming-ensemble"]),
         (["--streaming-ensemble", "--backend-directory", "x"], ["--streaming-ensemble", "--backend-directory"]),
         (["--data-type", "fp8", "--backend-directory", "x"], ["--data-type fp8", "--backend-directory"]),
+        (["--limit", "max_words"], ["--limit", "max_words", "1 or more"]),
+        (["--limit", "words=3"], ["--limit", "no limit is named 'words'", "max_words"]),
+        (["--limit=max_words=0"], ["--limit", "max_words is '0'", "1 or more"]),
+        (["--print-command", "--limit=max_words=3"], ["--print-command", "--limit"]),
+        (["--log-format", "xml"], ["--log-format", "xml", "json"]),
         (["--no-such"], ["--no-such"]),
         (["--mod", "x"], ["--mod"]),
         (["--", "--http-port=9000"], ["--http-port", "behind --"]),
@@ -55,7 +60,7 @@ def test_what_stands_behind_the_dashes_is_for_tritonserver() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "seconds"), [([], 30), (["--exit-timeout-secs=5"], 5), (["--exit-timeout-secs", "6"], 6)]
+    ("arguments", "seconds"), [([], 5), (["--exit-timeout-secs=7"], 7), (["--exit-timeout-secs", "6"], 6)]
 )
 def test_the_exit_timeout_is_the_one_that_tritonserver_is_given(arguments: list[str], seconds: int) -> None:
     assert read_options(["--", *arguments]).exit_timeout == seconds
@@ -111,3 +116,18 @@ def test_the_engines_python_is_looked_up_once_and_then_absolute(monkeypatch: pyt
 
 def test_the_default_python_is_left_to_the_path_of_the_stubs() -> None:
     assert resolve_engine_python(read_options([])) == "python3"
+
+
+@pytest.mark.parametrize("argument", ["--model-control-mode=poll", "--load-model=a", "--strict-readiness=false"])
+def test_what_would_spoil_ready_is_refused_with_the_reason(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read_options(["--", argument])
+    name = argument.partition("=")[0]
+    assert f"serve.py: {name} stands behind --, but the launcher sets it: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--drain-timeout=-1", "--drain-timeout=nan", "--max-restarts=-1"])
+def test_numbers_out_of_range_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read_options([option])
+    assert option.partition("=")[0] in capsys.readouterr().err

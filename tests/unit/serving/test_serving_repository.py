@@ -14,7 +14,9 @@ from gptj_triton.serving.errors import ServeError
 from gptj_triton.serving.repository import Overrides, read_config, stage_repository
 
 REPOSITORY = PROJECT / "model_repository"
-OVERRIDES = Overrides(Checkpoint(Path("/w"), Path("/t"), 48), "cuda", "bf16", 1, "fp8", 2, "/opt/python", 70)
+OVERRIDES = Overrides(
+    Checkpoint(Path("/w"), Path("/t"), 48), "cuda", "bf16", 1, "fp8", 2, "/opt/python", 70, {"max_words": 7}
+)
 
 # What NVIDIA's library takes and gives for GPT-J (fastertransformer_backend, all_models/gptj, and its GptJTritonModel).
 NVIDIA_INPUTS = {
@@ -95,6 +97,9 @@ def test_overrides_reach_the_models_they_are_for(tmp_path: Path) -> None:
     assert parameters_of(configs["fastertransformer_stream"])["stream_pieces_per_second"] == "70"
     assert parameters_of(configs["preprocessing"])["tokenizer_dir"] == "/t"
     assert parameters_of(configs["postprocessing"])["tokenizer_dir"] == "/t"
+    for model in ("fastertransformer", "fastertransformer_stream", "preprocessing", "postprocessing"):
+        assert parameters_of(configs[model])["max_words"] == "7"
+        assert parameters_of(configs[model])["max_request_rows"] == "128"
 
 
 def test_all_but_the_overrides_is_as_committed(tmp_path: Path) -> None:
