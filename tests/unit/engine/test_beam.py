@@ -239,6 +239,12 @@ def test_a_stop_word_ends_a_beam_and_the_others_go_on(tiny_engine: Engine) -> No
     assert any(beam.output[-2:] == list(word) and beam.finish_reason == "stop" for beam in stopped)
 
 
+def test_a_search_that_is_cancelled_before_it_begins_answers_with_all_its_beams(engine: Engine) -> None:
+    engine.submit(Sequence("beams", [1, 2], SamplingParams(request_output_len=5, end_ids=(), beam_width=3)))
+    assert [beam.output for beam in engine.cancel("beams")] == [[], [], []]
+    assert not engine.busy
+
+
 def test_a_cancelled_search_answers_with_what_there_is_and_frees_its_pages(engine: Engine) -> None:
     free = engine.scheduler.pool.num_free
     engine.submit(Sequence("beams", [1, 2, 3], SamplingParams(request_output_len=50, end_ids=(4095,), beam_width=4)))
