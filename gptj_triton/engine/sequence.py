@@ -23,6 +23,15 @@ class Sampled:
 
 
 @dataclass(eq=False)
+class Request:
+    """What a client asked for at once. Its sequences take turns as one, however many they are; `begun` is true once a
+    step was to compute one of them.
+    """
+
+    begun: bool = False
+
+
+@dataclass(eq=False)
 class Sequence:
     """`num_cached` tokens of prompt + output have their K and V in `pages`, or will have when the steps under way are
     done; the others are yet to be computed.
@@ -44,6 +53,7 @@ class Sequence:
     group: list[Sequence] = field(default_factory=list)
     top_p: float = 1.0
     finish_reason: str | None = None
+    request: Request = field(default_factory=Request)
     _bad_words: BadWords = field(init=False, repr=False)
     _stop_words: StopSequences[tuple[int, ...]] = field(init=False, repr=False)
     _stop_strings: StopSequences[bytes] = field(init=False, repr=False)
@@ -61,6 +71,11 @@ class Sequence:
     @property
     def num_known(self) -> int:
         return len(self.prompt) + len(self.output)
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of the prompt, and all that may come of it."""
+        return self.params.most_tokens(len(self.prompt))
 
     @property
     def num_tokens(self) -> int:

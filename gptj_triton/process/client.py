@@ -102,19 +102,22 @@ class EngineClient:
         on_answer: OnAnswer,
         on_tokens: OnTokens | None = None,
         timeout: float = 0.0,
+        client: messages.ClientRequest | None = None,
     ) -> int:
         """Send a request; `on_answer` is called exactly once, on another thread. Returns the number to cancel it by.
 
         With `on_tokens` the request is streamed: it is called before that, on the same thread, as tokens come. After
-        `timeout` seconds, unless 0, the request ends with finish reason "timeout". Raises UnavailableError while there
-        is no engine.
+        `timeout` seconds, unless 0, the request ends with finish reason "timeout", or is refused if it was not begun.
+        `client` is the client's request that it is of, where that is more than this one. Raises UnavailableError while
+        there is no engine.
         """
         with self._lock:
             if not self._ready:
                 raise UnavailableError(self._unavailable)
             number = secrets.randbits(63)  # nobody can guess it: a cancel handle carries it
             self._pending[number] = on_answer, on_tokens
-            self._send(messages.Submit(self._name, number, prompt, params, on_tokens is not None, timeout))
+            client = client or messages.ClientRequest(number, params.most_tokens(len(prompt)))
+            self._send(messages.Submit(self._name, number, prompt, params, client, on_tokens is not None, timeout))
         return number
 
     def cancel_handle(self, number: int) -> bytes:
@@ -248,7 +251,7 @@ class EngineClient:
         else:
             with self._lock:
                 on_answer, _ = self._pending.pop(message.request, _NOBODY)
-            on_answer(message)
+            on_answer(Failed(message.message) if isinstance(message, messages.Refused) else message)
 
     def _reconnect(self) -> bool:
         """After the engine died: answer what was in flight, and start a new engine."""

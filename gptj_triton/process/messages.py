@@ -22,6 +22,15 @@ class Hello(msgspec.Struct, tag="hello"):
     address: str
 
 
+class ClientRequest(msgspec.Struct, array_like=True, frozen=True):
+    """What a client asked for at once; it is taken or refused as a whole. `number` is unique within the frontend, which
+    sends all of its sequences before those of another; `num_tokens` are those of its prompts, and all it asks for.
+    """
+
+    number: int
+    num_tokens: int
+
+
 class Submit(msgspec.Struct, tag="submit"):
     """Continue `prompt` (token ids) for at most `timeout` seconds, 0 for as long as it takes.
 
@@ -32,6 +41,7 @@ class Submit(msgspec.Struct, tag="submit"):
     request: int
     prompt: list[int]
     params: SamplingParams
+    client: ClientRequest
     stream: bool = False
     timeout: float = 0.0
 
@@ -87,5 +97,12 @@ class Finished(msgspec.Struct, tag="finished"):
     results: list[Result]
 
 
+class Refused(msgspec.Struct, tag="refused"):
+    """The one answer to a request that the engine does not begin; `message` says why, for users."""
+
+    request: int
+    message: str
+
+
 ToEngine: TypeAlias = Hello | Submit | Cancel | Goodbye
-ToFrontend: TypeAlias = Welcome | Deltas | EngineMetrics | Finished
+ToFrontend: TypeAlias = Welcome | Deltas | EngineMetrics | Finished | Refused

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import math
 import os
 import signal
 import sys
@@ -27,13 +28,14 @@ from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.engine import Engine
 from gptj_triton.engine.load import load_engine
 from gptj_triton.engine.metrics import EngineMetrics
-from gptj_triton.engine.sequence import Sequence
+from gptj_triton.engine.sequence import Request, Sequence
 from gptj_triton.errors import EngineError
 from gptj_triton.pidfd import open_pidfd, when_ended
 from gptj_triton.process import messages
 from gptj_triton.process.directory import EngineDirectory
 
 REPORT_INTERVAL = 0.1  # seconds between two reports of the metrics while the engine is busy
+NOT_BEGUN = "the request waited for its whole timeout, and was not begun; please try again later"
 
 log = logging.getLogger("gptj_triton")
 
@@ -59,7 +61,8 @@ class Stream:
 class Frontend:
     """A process that sends requests: where to answer, how to see that it died, and its requests in flight.
 
-    `socket` is the file that it receives at; the engine removes it when the frontend died.
+    `socket` is the file that it receives at; the engine removes it when the frontend died. `client` is the number
+    of the client's request that came last, `asked` what the engine knows of it, and `refusal` why it was refused.
     """
 
     outbox: zmq.Socket[bytes]
@@ -67,6 +70,9 @@ class Frontend:
     socket: Path
     requests: set[int] = field(default_factory=set)
     streams: dict[int, Stream] = field(default_factory=dict)
+    client: int | None = None
+    asked: Request = field(default_factory=Request)
+    refusal: str | None = None
 
 
 class EngineServer:
@@ -83,6 +89,7 @@ class EngineServer:
         self._frontends: dict[str, Frontend] = {}
         self._first_frontend_pid = first_frontend_pid
         self._deadlines: dict[Hashable, float] = {}
+        self._next_deadline = math.inf  # none is earlier
         self._reported = EngineMetrics()
         self._reported_at = 0.0
         self._encoder = msgspec.msgpack.Encoder()
@@ -157,18 +164,34 @@ class EngineServer:
 
     def _submit(self, engine: Engine, submit: messages.Submit) -> None:
         frontend = self._frontends[submit.frontend]
-        sequence = Sequence((submit.frontend, submit.request), submit.prompt, submit.params)
+        if submit.client.number != frontend.client:
+            frontend.client, frontend.asked = submit.client.number, Request()
+            frontend.refusal = engine.refusal(submit.client.num_tokens)
+        if frontend.refusal is not None:
+            frontend.outbox.send(self._encoder.encode(messages.Refused(submit.request, frontend.refusal)))
+            return
+        sequence = Sequence((submit.frontend, submit.request), submit.prompt, submit.params, request=frontend.asked)
         engine.submit(sequence)
         frontend.requests.add(submit.request)
         if submit.stream:
             frontend.streams[submit.request] = Stream(sequence)
         if submit.timeout:
-            self._deadlines[sequence.key] = time.monotonic() + submit.timeout
+            deadline = self._deadlines[sequence.key] = time.monotonic() + submit.timeout
+            self._next_deadline = min(self._next_deadline, deadline)
 
     def _end_what_is_due(self, engine: Engine) -> None:
         now = time.monotonic()
+        if now < self._next_deadline:
+            return
         for key in [key for key, deadline in self._deadlines.items() if deadline <= now]:
-            self._answer(engine.cancel(key, "timeout"))
+            sequences = engine.cancel(key, "timeout")
+            if sequences[0].request.begun:
+                self._answer(sequences)
+            else:
+                name, request = _address(sequences[0])
+                self._forget(name, request)
+                self._frontends[name].outbox.send(self._encoder.encode(messages.Refused(request, NOT_BEGUN)))
+        self._next_deadline = min(self._deadlines.values(), default=math.inf)
 
     def _send_deltas(self) -> None:
         for frontend in self._frontends.values():
@@ -190,12 +213,15 @@ class EngineServer:
 
     def _answer(self, sequences: list[Sequence]) -> None:
         name, request = _address(sequences[0])
+        self._forget(name, request)
+        finished = messages.Finished(request, [_result(sequence) for sequence in sequences])
+        self._frontends[name].outbox.send(self._encoder.encode(finished))
+
+    def _forget(self, name: str, request: int) -> None:
         frontend = self._frontends[name]
         frontend.requests.remove(request)
         frontend.streams.pop(request, None)
-        self._deadlines.pop(sequences[0].key, None)
-        finished = messages.Finished(request, [_result(sequence) for sequence in sequences])
-        frontend.outbox.send(self._encoder.encode(finished))
+        self._deadlines.pop((name, request), None)
 
     def _leave(self, engine: Engine, name: str) -> None:
         frontend = self._frontends.pop(name)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from gptj_triton.engine.metrics import EngineMetrics
 from gptj_triton.errors import ConfigError, UnavailableError
 from gptj_triton.process.client import Answer, EngineClient, Failed
-from gptj_triton.process.messages import Finished, TokenDelta
+from gptj_triton.process.messages import ClientRequest, Finished, TokenDelta
 from gptj_triton.triton.output_tensors import PieceTensors, passed_through, write_tensors
 from gptj_triton.triton.tensors import Row, Tensors
 
@@ -146,6 +146,7 @@ class Replies:
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._later: list[tuple[float, int, Callable[[], None]]] = []  # a heap; the number decides between equal times
         self._numbers = itertools.count()
+        self._clients = itertools.count()
         self._at(0.0, self._make_round)
         self._thread = threading.Thread(target=self._run, name="replies", daemon=True)
         self._thread.start()
@@ -156,13 +157,15 @@ class Replies:
         if isinstance(reply, StreamReply):
             self._open_streams.add(reply)
         sequences = [(row.prompt, params) for row in rows for params in row.sequences]
+        num_tokens = sum(params.most_tokens(len(prompt)) for prompt, params in sequences)
+        client = ClientRequest(next(self._clients), num_tokens)
         for index, (prompt, params) in enumerate(sequences):
             on_answer = functools.partial(self._take, reply, index)
             on_tokens = functools.partial(self._take_tokens, reply, index) if isinstance(reply, StreamReply) else None
             if reply.sent_last:
                 return  # it failed meanwhile, and nobody waits for the rest
             try:
-                reply.numbers.append(self._engine.submit(prompt, params, on_answer, on_tokens, timeout))
+                reply.numbers.append(self._engine.submit(prompt, params, on_answer, on_tokens, timeout, client))
             except UnavailableError as error:
                 self._take(reply, index, Failed(str(error)))
                 return
