@@ -4,19 +4,24 @@ tokens. So a short request waits for a step or two, however much waits and runs.
 
 from __future__ import annotations
 
+import contextlib
+import heapq
+import itertools
+
 from gptj_triton.engine.kv_pages import PagePool
 from gptj_triton.engine.sequence import Sequence
 from gptj_triton.engine.waiting_line import WaitingLine
 
 PAGES = 64  # one of so many pages is kept
 PLACES = 4  # one of so many places in a step can be taken
-TOKENS = 4  # one of so many prompt tokens of a step
-MOST_TRIED = 8  # requests that are looked at in a step
+TOKENS = 2  # one of so many prompt tokens of a step
+MOST_IN_VAIN = 8  # sequences that are looked at in a step and cannot begin
 
 
 class EarlyStarts:
-    """Sequences that have begun and still wait for their turn. Of these, and of those that wait, the one with the
-    fewest tokens left is always the first; when its turn comes, a sequence goes on among the running ones.
+    """Sequences that have begun and still wait for their turn. Of these, and of those that wait, the one whose
+    request has the fewest tokens left is always the first; when its turn comes, a sequence goes on among the running
+    ones.
 
     A new one may take half of the pages that are left of those kept, so that some are left for a shorter one.
     """
@@ -26,7 +31,7 @@ class EarlyStarts:
         self.kept = self._pages = pool.num_pages // PAGES
         self._pool = pool
         self._places = max(1, max_sequences // PLACES)
-        self._tokens = max(1, step_tokens // TOKENS)
+        self._tokens = step_tokens // TOKENS
 
     def suits(self, sequence: Sequence) -> bool:
         """Whether a sequence is short enough ever to begin early. A search that branches never is."""
@@ -40,22 +45,25 @@ class EarlyStarts:
         of prompts that takes.
         """
         step: dict[Sequence, int] = {}
-        budget = self._tokens
+        budget, in_vain = self._tokens, 0
         places = min(places, self._places)
-        waiting = line.shortest(MOST_TRIED, self.sequences) if self._pages else []
-        for sequence in sorted([*self.sequences, *waiting], key=_tokens_left):
-            if len(step) == places:
-                break
-            if sequence.complete or (budget == 0 and not sequence.decoding):
-                continue
-            if sequence not in self.sequences and not self._begin(sequence):
-                continue
-            num_tokens = 1 if sequence.decoding else min(sequence.num_uncached, budget)
-            if not self._pool.grow(sequence, sequence.num_cached + num_tokens):
-                self._end(sequence, line)  # the first of all sequences took what was kept
-                continue
-            budget -= 0 if sequence.decoding else num_tokens
-            step[sequence] = num_tokens
+        begun = sorted(self.sequences, key=_tokens_left)
+        with contextlib.closing(line.shortest(self.sequences)) as waiting:
+            few = itertools.takewhile(lambda sequence: budget > 0 and in_vain < MOST_IN_VAIN, waiting)
+            for sequence in heapq.merge(begun, few, key=_tokens_left):
+                if len(step) == places:
+                    break
+                if sequence.complete or (budget == 0 and not sequence.decoding):
+                    continue
+                if sequence not in self.sequences and not self._begin(sequence):
+                    in_vain += 1
+                    continue
+                num_tokens = 1 if sequence.decoding else min(sequence.num_uncached, budget)
+                if not self._pool.grow(sequence, sequence.num_cached + num_tokens):
+                    self._end(sequence, line)  # the first of all sequences took what was kept
+                    continue
+                budget -= 0 if sequence.decoding else num_tokens
+                step[sequence] = num_tokens
         self._count()
         return step, self._tokens - budget
 
@@ -104,4 +112,4 @@ def _part(pages: int) -> int:
 
 
 def _tokens_left(sequence: Sequence) -> int:
-    return sequence.most_tokens - sequence.num_cached
+    return sequence.request.num_tokens - sequence.num_cached

@@ -53,7 +53,8 @@ class Scheduler:
         self.running: list[Sequence] = []
         self._of_key: dict[Hashable, Sequence] = {}
         self._step: dict[Sequence, int] = {}  # tokens of the step that is being made
-        self._sat_out: Sequence | None = None  # the first that had no place in the last step
+        self._next: Sequence | None = None  # the first to get a place where places lack: it had none the last time
+        self._owed = False  # whether that was in the last step
 
     def __len__(self) -> int:
         return len(self.line) + len(self.running)
@@ -106,9 +107,9 @@ class Scheduler:
     def schedule(self) -> list[Scheduled]:
         """Choose the next step's work; empty when there is none."""
         self.pool.begin_step()
-        if self._sat_out not in self.running:
-            self._sat_out = None
-        owed = len(self._sat_out.group) if self._sat_out else 0
+        if self._next not in self.running:
+            self._next = None
+        owed = len(self._next.group) if self._next and self._owed else 0
         self._step, num_tokens = self.early.schedule(self.line, places=self.max_sequences - owed)
         for sequence in self._with_places():
             if self._can_decode(sequence):
@@ -117,14 +118,15 @@ class Scheduler:
         return [Scheduled(sequence, num_tokens) for sequence, num_tokens in self._step.items()]
 
     def _with_places(self) -> list[Sequence]:
-        """The running sequences that have a place in the step; where not all have, the first that had none in the last
-        step is the first now.
+        """The running sequences that have a place in the step; where not all have, those sit out that did so longest
+        ago.
         """
         places = self.max_sequences - len(self._step)
-        first = self.running.index(self._sat_out) if self._sat_out else 0
-        self._sat_out = None
-        if len(self.running) <= places:
+        self._owed = len(self.running) > places
+        if not self._owed:
             return self.running[:]
+        first = self.running.index(self._next) if self._next else 0
+        self._next = None
         chosen: list[Sequence] = []
         for sequence in self.running[first:] + self.running[:first]:
             if sequence is not sequence.group[0]:
@@ -132,7 +134,7 @@ class Scheduler:
             if len(chosen) + len(sequence.group) <= places:
                 chosen += sequence.group
             else:
-                self._sat_out = self._sat_out or sequence
+                self._next = self._next or sequence
         return chosen
 
     def _can_decode(self, sequence: Sequence) -> bool:

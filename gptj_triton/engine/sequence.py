@@ -24,10 +24,13 @@ class Sampled:
 
 @dataclass(eq=False)
 class Request:
-    """What a client asked for at once. Its sequences take turns as one, however many they are; `begun` is true once a
-    step was to compute one of them.
+    """What a client asked for at once. Its sequences take turns as one, however many they are.
+
+    `num_tokens` are those of its prompts and all that may come of them; `begun` is true once a step was to compute one
+    of its sequences.
     """
 
+    num_tokens: int = 0
     begun: bool = False
 
 
@@ -63,6 +66,7 @@ class Sequence:
     def __post_init__(self) -> None:
         self.top_p = self.params.top_p
         self.group = [self]
+        self.request.num_tokens += self.most_tokens
         self._bad_words = compile_bad_words(self.params.bad_words_list)
         self._stop_words = compile_stop_words(self.params.stop_words_list)
         self._stop_strings = compile_stop_strings(self.params.stop_strings)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Generator, Iterator
 from dataclasses import dataclass, field
 
 from gptj_triton.engine.sequence import Request, Sequence
@@ -19,9 +19,9 @@ MOST_GONE = 64  # requests that have left the line but not the heap, besides as 
 
 @dataclass(eq=False)
 class Waiting:
-    """What waits of one request: its sequences in order, and how many tokens these came with."""
+    """What waits of one request, in order."""
 
-    num_tokens: int = 0
+    request: Request
     sequences: OrderedDict[Sequence, None] = field(default_factory=OrderedDict)
     in_heap: bool = False
 
@@ -85,38 +85,38 @@ class WaitingLine:
         if waiting is None or sequence not in waiting.sequences:
             return
         del waiting.sequences[sequence]
-        waiting.num_tokens -= sequence.most_tokens
         self.num_tokens -= sequence.most_tokens
         self._size -= 1
         if not waiting.sequences:
             del self._requests[sequence.request]
 
-    def shortest(self, count: int, begun: Container[Sequence]) -> list[Sequence]:
-        """The next sequence of each of the `count` requests of fewest tokens, leaving out sequences that have begun."""
+    def shortest(self, begun: Container[Sequence]) -> Generator[Sequence]:
+        """The next sequence of each request that is not among `begun`, the request of fewest tokens first. To be closed
+        before another call.
+        """
         for waiting in self._new:
             self._push(waiting)
         self._new.clear()
-        found: list[Sequence] = []
-        entries = []
-        while self._by_length and len(found) < count:
-            entry = heapq.heappop(self._by_length)
-            sequence = next((each for each in entry[2].sequences if each not in begun), None)
-            entry[2].in_heap = sequence is not None and self._may_begin_early(sequence)
-            if sequence is not None and entry[2].in_heap:
-                found.append(sequence)
-                entries.append(entry)
-        for entry in entries:
-            heapq.heappush(self._by_length, entry)
-        return found
+        looked_at = []
+        try:
+            while self._by_length:
+                entry = heapq.heappop(self._by_length)
+                sequence = next((each for each in entry[2].sequences if each not in begun), None)
+                entry[2].in_heap = sequence is not None and self._may_begin_early(sequence)
+                if sequence is not None and entry[2].in_heap:
+                    looked_at.append(entry)
+                    yield sequence
+        finally:
+            for entry in looked_at:
+                heapq.heappush(self._by_length, entry)
 
     def begin_again(self, sequence: Sequence) -> None:
         """Note that a sequence that had begun before its turn has not any more."""
         self._list(self._requests[sequence.request])
 
     def _enter(self, sequence: Sequence) -> Waiting:
-        waiting = self._requests.setdefault(sequence.request, Waiting())
+        waiting = self._requests.setdefault(sequence.request, Waiting(sequence.request))
         waiting.sequences[sequence] = None
-        waiting.num_tokens += sequence.most_tokens
         self.num_tokens += sequence.most_tokens
         self._size += 1
         if self._may_begin_early(sequence):
@@ -132,4 +132,4 @@ class WaitingLine:
         if len(self._by_length) > 2 * len(self._requests) + MOST_GONE:
             self._by_length = [entry for entry in self._by_length if entry[2].sequences]
             heapq.heapify(self._by_length)
-        heapq.heappush(self._by_length, (waiting.num_tokens, next(self._numbers), waiting))
+        heapq.heappush(self._by_length, (waiting.request.num_tokens, next(self._numbers), waiting))
