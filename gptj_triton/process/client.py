@@ -32,13 +32,14 @@ from gptj_triton.process import messages
 from gptj_triton.process.cancel_handle import make_handle
 from gptj_triton.process.deadly_requests import DeadlyRequests
 from gptj_triton.process.directory import EngineDirectory, write_private
-from gptj_triton.process.heartbeat import TICK_SECONDS, HeartbeatWatch
+from gptj_triton.process.heartbeat import SILENT_LOADING_SECONDS, TICK_SECONDS, HeartbeatWatch
 from gptj_triton.process.start import EngineStarter, TooEarlyError
 
 NOT_READY = "the engine is not ready yet; please try again"
 ENGINE_DIED = "the engine process ended unexpectedly; a new one is being started, please try again"
 NO_ENGINE = "the engine process ended and no new one works yet, which the server goes on trying; please try again later"
 SHUTTING_DOWN = "the server is shutting down"
+TICK_MS = int(TICK_SECONDS * 1000)
 DRAIN_GRACE = 1.0  # seconds after which an engine that should have answered all requests is not waited for
 RETRY_SECONDS = 1.0  # after an error that is not the engine's: a full disk, say
 
@@ -245,10 +246,19 @@ class EngineClient:
     def _await_welcome(self) -> messages.Welcome | None:
         """The engine's welcome, however long it takes to load; None if it ended or this frontend closes instead."""
         poller = self._poller()
-        while self._inbox in (events := dict(poller.poll())) and self._woken not in events:
-            message = self._decoder.decode(self._inbox.recv())
-            if isinstance(message, messages.Welcome):
-                return message
+        watch: HeartbeatWatch | None = None
+        while self._woken not in (events := dict(poller.poll(TICK_MS))):
+            if self._inbox in events:
+                message = self._decoder.decode(self._inbox.recv())
+                if isinstance(message, messages.Welcome):
+                    return message
+            elif self._pidfd in events:
+                break
+            elif watch is not None:
+                self._end_engine_for(watch.look())
+            else:
+                with contextlib.suppress(OSError):  # it has just begun
+                    watch = HeartbeatWatch(self._directory.heartbeat, silent_seconds=SILENT_LOADING_SECONDS)
         os.close(self._pidfd)
         return None
 
@@ -284,7 +294,7 @@ class EngineClient:
         except OSError:  # it has ended
             return True
         next_look = time.monotonic() + TICK_SECONDS
-        while self._pidfd not in (events := dict(poller.poll(int(TICK_SECONDS * 1000)))):
+        while self._pidfd not in (events := dict(poller.poll(TICK_MS))):
             if self._woken in events:
                 return False
             if self._inbox in events:
@@ -292,19 +302,19 @@ class EngineClient:
             if time.monotonic() >= next_look:
                 next_look = time.monotonic() + TICK_SECONDS
                 self._end_overdue_drain()
-                problem = watch.look()
-                if problem is not None:
-                    self._end_engine(problem)
+                if self._end_engine_for(watch.look()):
                     return True
         return True
 
-    def _end_engine(self, problem: str) -> None:
-        log.error("the engine process %d is ended: %s", self.engine_info.engine_pid, problem)
+    def _end_engine_for(self, problem: str | None) -> bool:
+        """End the engine if it has a problem; whether it had to be."""
+        if problem is None:
+            return False
+        log.error("the engine process is ended: %s", problem)
         self._hung = True
-        try:
+        with contextlib.suppress(ProcessLookupError):  # another frontend has ended it
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        except ProcessLookupError:
-            return  # another frontend has ended it
+        return True
 
     def _take_message(self) -> None:
         try:

@@ -85,7 +85,7 @@ def test_sockets_of_dead_frontends_are_removed_and_those_of_others_stay(place: P
         alive.bind(str(directory.frontend_socket("alive")))
         alive.listen()
         directory.remove_dead_frontends()
-        assert sorted(path.name for path in directory.path.iterdir()) == ["alive.sock"]
+        assert sorted(path.name for path in directory.path.iterdir()) == ["alive.sock", "lock"]
         directory.remove_if_unused()
         assert directory.path.exists()
         directory.remove_frontend_files("alive")

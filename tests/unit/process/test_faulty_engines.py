@@ -8,6 +8,8 @@ import json
 import os
 import queue
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +18,17 @@ import msgspec
 import pytest
 import zmq
 
+from gptj_triton.bench.fake_server import FAKE_ENGINE
 from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.sampling_params import SamplingParams
 from gptj_triton.errors import RequestRefusedError, UnavailableError
+from gptj_triton.process import client
 from gptj_triton.process.client import Failed
 from gptj_triton.process.directory import EngineDirectory
 from gptj_triton.process.heartbeat import SILENT_SECONDS, TICK_SECONDS, Heartbeat, HeartbeatWatch
 from gptj_triton.process.messages import Drain, Finished, ToEngine
 from gptj_triton.process.start import EngineStarter, TooEarlyError
+from gptj_triton.project import EMBEDDED_MODEL
 from tests.unit.process.frontends import LONG, SHORT, Mailbox, ReportingClient, Server, submit_when_ready, wait_until
 
 
@@ -85,6 +90,42 @@ def test_a_watch_tells_silence_and_a_step_that_hangs_from_work(tmp_path: Path, m
         pass
     looks = [patient.look() for _ in range(round(SILENT_SECONDS / TICK_SECONDS) + 1)]
     assert looks[-1] == "no sign of life for 3 s" and looks[0] is None
+
+
+def test_a_step_that_hangs_ends_the_engine(
+    tmp_path: Path, server: Server, open_frontend: Callable[..., ReportingClient], mailbox: Mailbox
+) -> None:
+    slow = tmp_path / "python"  # runs an engine whose second step takes long
+    slow.write_text(f'#!/bin/sh\nexec {sys.executable} {FAKE_ENGINE} --step-ms 60000 "$@"\n')
+    slow.chmod(0o700)
+    model = str(EMBEDDED_MODEL)
+    frontend = open_frontend("only", model_checkpoint_path=model, engine_python=str(slow), step_timeout=1.0)
+    began = time.monotonic()
+    frontend.submit([1, 2], SHORT, mailbox.answers.put)
+    assert isinstance(mailbox.take(), Failed)
+    assert 1 <= time.monotonic() - began < 5
+    wait_until(lambda: frontend.reports.total.engine_hangs_total == 1, "no report")
+
+
+def test_an_engine_that_is_stopped_while_it_loads_is_ended_too(
+    config: EngineConfig, server: Server, open_frontend: Callable[..., ReportingClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "SILENT_LOADING_SECONDS", 1.0)
+    directory = EngineDirectory.of(config, server.pid)
+
+    file = config.checkpoint / "config.json"
+    kept = file.rename(file.with_name("kept"))
+    os.mkfifo(file)  # reading the checkpoint hangs here
+
+    def stop_and_mend() -> None:
+        wait_until(lambda: os.path.lexists(directory.heartbeat), "no heartbeat")
+        os.kill(int(directory.pid_file.read_text()), signal.SIGSTOP)
+        kept.rename(file)
+
+    thread = threading.Thread(target=stop_and_mend)
+    thread.start()
+    open_frontend("only")
+    thread.join()
 
 
 def test_an_engine_whose_checkpoint_is_away_for_a_while_comes_back(
@@ -163,22 +204,24 @@ def test_a_drained_engine_finishes_what_it_can_and_cuts_the_rest_once(
     changes = {"model_checkpoint_path": slow.model_checkpoint_path, "kv_cache_gib": 0.1, "max_sequences": 2}
     frontends = [open_frontend("first", **changes), open_frontend("second", **changes)]
     directory = EngineDirectory.of(slow, server.pid)
-    short, long = Mailbox(), Mailbox()
-    frontends[0].submit([1, 2, 3], SHORT, short.answers.put)
-    for frontend in frontends * 2:  # two of them wait
-        frontend.submit([1, 2], LONG, long.answers.put)
-    push(directory, Drain(1.5), Drain(100.0), Drain(1.5))
+    first, others = Mailbox(), Mailbox()
+    frontends[0].submit([1, 2, 3], LONG, first.answers.put)
+    for frontend in frontends * 2:  # three of them wait
+        frontend.submit([1, 2], LONG, others.answers.put)
+    wait_until(lambda: any(each.reports.total.num_requests_active == 5 for each in frontends), "no report")
+    push(directory, Drain(100.0))
     wait_until(lambda: not directory.ready_file("first").exists(), "the frontend does not know")
     for frontend in frontends:
         with pytest.raises(UnavailableError, match="the server is shutting down"):
-            frontend.submit([1], SHORT, long.answers.put)
-    assert len(short.tokens()) == 5
-    cut = [answer for answer in [long.take() for _ in range(4)] if answer == Failed("the server is shutting down")]
-    assert len(cut) >= 2
+            frontend.submit([1], SHORT, others.answers.put)
+    assert len(first.tokens()) == 900
+    push(directory, Drain(200.0), Drain(0.0))
+    cut = [answer for answer in [others.take() for _ in range(4)] if answer == Failed("the server is shutting down")]
+    assert len(cut) >= 2  # those that waited
     wait_until(directory.drained_file.exists, "no word of the end")
     assert json.loads(directory.drained_file.read_text()) == {"cut": len(cut)}
     with pytest.raises(queue.Empty):
-        long.answers.get(timeout=0.3)
+        others.answers.get(timeout=0.3)
 
 
 def test_draining_an_idle_engine_is_done_at_once(
