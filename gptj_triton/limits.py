@@ -38,11 +38,11 @@ class RequestLimits:
         2**18, EVERYWHERE, "tokens of a request: prompt and new tokens asked for, of all sequences"
     )
     max_request_strings: int = _limit(
-        2**14, EVERYWHERE, "strings of a tensor, rows × longest list: prompts or words, also empty ones"
+        2**13, EVERYWHERE, "strings of a tensor, rows × longest list: prompts or words, also empty ones"
     )
     max_request_text_bytes: int = _limit(2**22, (PREPROCESSING,), "bytes of all prompts of a request")
     max_request_word_bytes: int = _limit(
-        2**20,
+        2**18,
         EVERYWHERE,
         "bytes of all stop and bad words of a request, counted for each sequence: 4 a word and those of its text, or 4 "
         "a token id",

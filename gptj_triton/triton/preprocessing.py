@@ -85,6 +85,8 @@ class TritonPythonModel:
         sequences = tokens = 0
         for index, row in enumerate(rows):
             try:
+                if self.prompts.surely_exceeds(row.text_input, self.limits.longest_prompt):
+                    raise request_fields.too_long(row.text_input, self.limits)
                 prompts.append(self.prompts.encode(row.text_input))
                 request_fields.check_tokens(prompts[-1], self.limits)
                 lengths.append(request_fields.new_token_limit(row, len(prompts[-1]), self.limits))
@@ -96,7 +98,8 @@ class TritonPythonModel:
         end_ids = [self.prompts.end_ids if row.end_id is None else (row.end_id,) for row in rows]
         fill_ids = [fill_id(ids) for ids in end_ids]
         top_k, top_p = zip(*(row.sampling for row in rows), strict=True)
-        bad_words = [self.prompts.word_sequences(row.bad_words) for row in rows]
+        spelled = {words: self.prompts.word_sequences(words) for words in {row.bad_words for row in rows}}
+        bad_words = [spelled[row.bad_words] for row in rows]
         check_word_bytes(
             (row.num_return_sequences * id_bytes(words) for row, words in zip(rows, bad_words, strict=True)),
             self.limits.most,

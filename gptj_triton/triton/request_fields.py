@@ -140,6 +140,15 @@ def row_prefix(index: int, count: int) -> str:
     return f"row {index}: " if count > 1 else ""
 
 
+def too_long(text: str, limits: PromptLimits) -> FieldError:
+    """The error for a prompt of more tokens than the context holds, how many is not known."""
+    longest, context = limits.longest_prompt, limits.context_length
+    return FieldError(
+        f"text_input is {len(text)} characters and more than {longest} tokens long; it must be from 1 to {longest}, "
+        f"because the context holds {context} tokens and at least one of them must be new"
+    )
+
+
 def check_tokens(prompt: Sequence[int], limits: PromptLimits) -> None:
     """Raise FieldError for a prompt with a token that the tokenizer has and the model lacks."""
     largest = max(prompt, default=0)

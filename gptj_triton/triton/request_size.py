@@ -35,6 +35,12 @@ def check_sequences(sequences: int, tokens: int, limits: RequestLimits) -> None:
     limits.check("max_request_tokens", tokens, "number of tokens of the request, prompts and new ones of all sequences")
 
 
+def check_output_size(sequences: int, width: int, limits: RequestLimits) -> None:
+    """Raise InvalidRequestError where output_ids, padding included, would leave postprocessing no room for the rest."""
+    size = ID_BYTES * sequences * width
+    limits.check("max_request_bytes", 2 * size, "number of bytes of the output_ids that would come, twice,")
+
+
 def check_strings(name: str, words: NDArray[Any], limits: RequestLimits) -> None:
     """Raise InvalidRequestError for too long a list of words of one row, [words] bytes, empty ones counted."""
     limits.check("max_words", len(words), f"number of words of {name}")

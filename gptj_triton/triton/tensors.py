@@ -20,6 +20,7 @@ from gptj_triton.process.messages import Welcome
 from gptj_triton.triton.request_size import (
     Tensors,
     check_ids,
+    check_output_size,
     check_sequences,
     check_size,
     check_strings,
@@ -98,6 +99,11 @@ def read_rows(tensors: Tensors, model: Welcome, limits: RequestLimits = DEFAULTS
     rows = read_each_row(len(tensors["input_ids"]), lambda index: _read_row(tensors, index, model, limits))
     check_sequences(sum(map(Row.num_sequences, rows)), sum(map(Row.num_tokens, rows)), limits)
     check_word_bytes(map(Row.word_bytes, rows), limits)
+    check_output_size(
+        sum(map(Row.num_sequences, rows)),
+        tensors["input_ids"].shape[1] + max(row.sequences[0].request_output_len for row in rows),
+        limits,
+    )
     for index, row in enumerate(rows):
         for field in ("beam_width", "num_return_sequences"):
             value, first = getattr(row, field), getattr(rows[0], field)

@@ -16,6 +16,7 @@ import requests
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from gptj_triton.client import DEFAULT_URLS, Client, UnavailableError
 from tests.server.conftest import CLOSE, PROJECT, wait_for_sequences
 
 SECRET = "the name of the dragon"
@@ -25,6 +26,12 @@ def post(server: Any, **fields: Any) -> requests.Response:
     body = {"text_input": SECRET, "max_tokens": 2} | fields
     url = f"http://{server.http_url}/v2/models/ensemble/generate"
     return requests.post(url, json=body, headers=CLOSE, timeout=60)
+
+
+def generate(server: Any, protocol: str, **fields: Any) -> None:
+    """Asks as users of this project's client do."""
+    with Client(server.grpc_url if protocol == "grpc" else server.http_url, protocol) as client:
+        client.generate(SECRET, **fields)
 
 
 def infer(server: Any, model: str, request_id: str = "", **tensors: Any) -> str:
@@ -43,17 +50,20 @@ def test_every_line_of_json_is_an_object_with_the_requests_id_and_without_its_te
     server = launch("--log-format", "json").wait_until_ready()
     assert post(server, id="bad-1", top_p=2).status_code == 400
     long = {"max_tokens": 900, "min_tokens": 900}
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(6) as pool:
+        clients = [pool.submit(generate, server, protocol, **long) for protocol in DEFAULT_URLS]
         given = pool.submit(post, server, id="lost-1", **long)
         strange = pool.submit(post, server, id=f"x] {'y' * 100}\nz", **long)
         nameless = pool.submit(post, server, **long)
-        wait_for_sequences(server, 3)
+        wait_for_sequences(server, 6)
         [engine] = server.engines
         engine.kill()
         for answer in (given, strange, nameless):
             message = answer.result().json()["error"]
             assert "UNAVAILABLE: the engine process ended unexpectedly" in message
             assert "/" not in message
+        for client in clients:
+            assert isinstance(client.exception(), UnavailableError)
     assert server.stop() == 0
 
     lines = [json.loads(line) for line in server.log.read_text().splitlines()]
@@ -62,7 +72,7 @@ def test_every_line_of_json_is_an_object_with_the_requests_id_and_without_its_te
     assert {line["level"] for line in lines} <= {"info", "warning", "error"}
     assert {line["source"] for line in lines} >= {"serve.py", "tritonserver", "engine", "fastertransformer"}
     lost = {line["request_id"]: line for line in lines if "not served" in line["message"]}
-    assert len(lost) == 3
+    assert len(lost) == 6
     assert (lost["lost-1"]["level"], lost["lost-1"]["source"]) == ("warning", "fastertransformer")
     assert r"x\x5d " + "y" * 61 in lost
     assert any(len(name) == 16 and int(name, 16) for name in lost if set(name) <= set("0123456789abcdef"))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from gptj_triton.client import Client, ClientError, ConnectionFailedError, ServerError
+from gptj_triton.client import Client, ClientError, ConnectionFailedError, ServerError, UnavailableError
 
 Answer = Callable[[bytes], str]
 
@@ -69,6 +70,17 @@ def test_another_web_servers_answer_has_its_status_and_its_words(
     error = failure(url, protocol)
     assert isinstance(error, ServerError) and error.status == status
     assert str(error).startswith(f"HTTP {status} from {url}, not ") and words in str(error)
+
+
+@pytest.mark.parametrize("protocol", ["generate", "http"])
+@pytest.mark.parametrize("before", ["", "in ensemble 'ensemble', "])
+def test_an_error_that_says_not_now_has_a_class_of_its_own(protocol: str, before: str, answer: Answer) -> None:
+    message = f"{before}UNAVAILABLE: the engine is not ready yet"
+    error = failure(answer(http("400 Bad Request", json.dumps({"error": message}).encode())), protocol)
+    assert isinstance(error, UnavailableError)
+    assert (str(error), error.status) == (message, "400")
+    quoted = json.dumps({"error": f"unknown field '{message}'"}).encode()
+    assert not isinstance(failure(answer(http("400 Bad Request", quoted)), protocol), UnavailableError)
 
 
 def test_a_redirection_is_not_followed_but_shown(answer: Answer) -> None:

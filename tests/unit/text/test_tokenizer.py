@@ -161,3 +161,17 @@ def test_a_directory_that_is_not_there_and_a_git_lfs_pointer_are_called_that(tmp
     (tmp_path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(ConfigError, match=r"tokenizer\.json is a Git LFS pointer"):
         PromptTokenizer.load(tmp_path)
+
+
+def test_a_text_of_far_too_many_tokens_is_known_by_its_beginning(prompts: PromptTokenizer) -> None:
+    letters = "zq" * 4000
+    assert len(prompts.encode(letters)) > 2 * 63
+    assert prompts.surely_exceeds(letters, 63)
+    assert not prompts.surely_exceeds("zq" * 200, 63)  # so short a text is encoded anyway
+
+
+@given(text=st.text(max_size=40), times=st.integers(1, 40))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_text_that_fits_is_taken_for_too_long(prompts: PromptTokenizer, text: str, times: int) -> None:
+    repeated = text * times
+    assert not prompts.surely_exceeds(repeated, max(1, len(prompts.encode(repeated))))

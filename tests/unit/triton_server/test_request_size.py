@@ -82,7 +82,7 @@ CASES: list[tuple[Callable[[Request, RequestLimits], None], str, int, Request]] 
     (ask_preprocessing, "max_prompt_tokens", 2, {}),
     (ask_preprocessing, "max_new_tokens", 3, {}),
     (ask_frontend, "max_request_rows", 2, {}),
-    (ask_frontend, "max_request_bytes", 4 * (2 + 1 + 1) * 2, {}),
+    (ask_frontend, "max_request_bytes", 4 * (2 + 1 + 1) * 2 + 2 * 204, {"stop_strings": strings(b"x" * 200)}),
     (ask_frontend, "max_request_sequences", 6, COPIES),
     (ask_frontend, "max_request_sequences", 6, {"beam_width": column(3)}),
     (ask_frontend, "max_request_tokens", 6 * (2 + 3), COPIES),
@@ -133,3 +133,11 @@ def test_strings_are_read_as_they_are_and_from_one_too_many_on_not_at_all() -> N
     assert read_strings(encoded(), 4).reshape([1, 0]).shape == (1, 0)
     unread = read_strings(encoded(*words), 3).reshape([2, 2])
     assert (unread.shape, unread.tolist()) == ((2, 2), [[b"", b""], [b"", b""]])
+
+
+def test_an_answer_that_padding_would_make_too_large_is_refused() -> None:
+    wide = {"input_ids": np.ones((2, 1000), np.uint32)}
+    size = 2 * 4 * 2 * (1000 + 3)
+    ask_frontend(wide, RequestLimits(max_request_bytes=size))
+    with pytest.raises(InvalidRequestError, match=rf"output_ids that would come, twice, is {size}, allowed: 0 to "):
+        ask_frontend(wide, RequestLimits(max_request_bytes=size - 1))
