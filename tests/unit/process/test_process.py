@@ -20,7 +20,7 @@ from gptj_triton.errors import ConfigError
 from gptj_triton.process.client import Answer, EngineClient, Failed
 from gptj_triton.process.directory import EngineDirectory, server_directory
 from gptj_triton.process.messages import ClientRequest, Finished, TokenDelta
-from gptj_triton.process.server import REPORT_INTERVAL
+from gptj_triton.process.server import NOT_BEGUN, REPORT_INTERVAL
 from gptj_triton.triton.cancel_reports import CancelReports
 from tests.unit.process.frontends import (
     LONG,
@@ -107,7 +107,7 @@ def test_a_timeout_ends_what_runs_with_what_there_is_and_refuses_what_waits(
     frontend.submit([1, 2], LONG, running.put, timeout=1.0)
     frontend.submit([1, 2], LONG, mailbox.answers.put, timeout=0.3)
     waited = mailbox.take()
-    assert waited == Failed("the request waited for its whole timeout, and was not begun; please try again later")
+    assert waited == Failed(NOT_BEGUN, refused="timeout")
     assert time.monotonic() - started >= 0.3
     frontend.submit([1, 2, 3], SHORT, mailbox.answers.put, timeout=100.0)
     assert len(mailbox.tokens()) == 5
