@@ -32,7 +32,7 @@ from gptj_triton.process import messages
 from gptj_triton.process.cancel_handle import make_handle
 from gptj_triton.process.deadly_requests import DeadlyRequests
 from gptj_triton.process.directory import EngineDirectory, write_private
-from gptj_triton.process.heartbeat import SILENT_LOADING_SECONDS, TICK_SECONDS, HeartbeatWatch
+from gptj_triton.process.heartbeat import TICK_SECONDS, HeartbeatWatch
 from gptj_triton.process.start import EngineStarter, TooEarlyError
 
 NOT_READY = "the engine is not ready yet; please try again"
@@ -258,7 +258,7 @@ class EngineClient:
                 self._end_engine_for(watch.look())
             else:
                 with contextlib.suppress(OSError):  # it has just begun
-                    watch = HeartbeatWatch(self._directory.heartbeat, silent_seconds=SILENT_LOADING_SECONDS)
+                    watch = HeartbeatWatch(self._directory.heartbeat, self._step_timeout)
         os.close(self._pidfd)
         return None
 

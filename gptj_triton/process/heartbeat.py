@@ -56,7 +56,7 @@ class HeartbeatWatch:
     for both counts for neither.
     """
 
-    def __init__(self, path: Path, step_timeout: float = 0.0, silent_seconds: float = SILENT_SECONDS) -> None:
+    def __init__(self, path: Path, step_timeout: float) -> None:
         """`path` is the engine's; a step may take `step_timeout` seconds, with 0 as long as it likes. Raises OSError
         where the engine has ended, or has not begun to beat.
         """
@@ -66,7 +66,6 @@ class HeartbeatWatch:
         finally:
             os.close(memory)
         self._step_timeout = step_timeout
-        self._silent_seconds = silent_seconds
         self._seen = (0, 0)  # beats, steps
         self._silent = self._in_step = 0  # looks
 
@@ -77,8 +76,9 @@ class HeartbeatWatch:
         self._silent = self._silent + 1 if beats == last_beats else 0
         self._in_step = self._in_step + 1 if began and steps == last_steps else 0
         self._seen = beats, steps
-        if self._silent * TICK_SECONDS >= self._silent_seconds:
-            return f"no sign of life for {self._silent_seconds:g} s"
+        most = SILENT_SECONDS if steps else SILENT_LOADING_SECONDS
+        if self._silent * TICK_SECONDS >= most:
+            return f"no sign of life for {most:g} s"
         if self._step_timeout and self._in_step * TICK_SECONDS >= self._step_timeout:
             return f"a step takes longer than {self._step_timeout:g} s (parameter step_timeout)"
         return None

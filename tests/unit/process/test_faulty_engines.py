@@ -22,7 +22,7 @@ from gptj_triton.bench.fake_server import FAKE_ENGINE
 from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.sampling_params import SamplingParams
 from gptj_triton.errors import RequestRefusedError, UnavailableError
-from gptj_triton.process import client
+from gptj_triton.process import heartbeat
 from gptj_triton.process.client import Failed
 from gptj_triton.process.directory import EngineDirectory
 from gptj_triton.process.heartbeat import SILENT_SECONDS, TICK_SECONDS, Heartbeat, HeartbeatWatch
@@ -66,7 +66,7 @@ def test_a_stopped_engine_answers_each_request_once_with_an_error_and_a_new_one_
 
 
 def test_a_watch_tells_silence_and_a_step_that_hangs_from_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    heartbeat = Heartbeat(tmp_path / "heartbeat")
+    beating = Heartbeat(tmp_path / "heartbeat")
     watch = HeartbeatWatch(tmp_path / "heartbeat", step_timeout=2 * TICK_SECONDS)
     patient = HeartbeatWatch(tmp_path / "heartbeat", step_timeout=0.0)
 
@@ -78,11 +78,11 @@ def test_a_watch_tells_silence_and_a_step_that_hangs_from_work(tmp_path: Path, m
 
     assert look(4) == (None, None)
     for _ in range(4):
-        heartbeat.begin_step()
+        beating.begin_step()
         assert look(1) == (None, None)
     said, nothing = look(3)
     assert said == "a step takes longer than 0.5 s (parameter step_timeout)" and nothing is None
-    heartbeat.rest()
+    beating.rest()
     assert look(3) == (None, None)
     monkeypatch.setattr(time, "sleep", lambda seconds: signal.pause())  # of the thread that beats
     deadline = time.monotonic() + 1
@@ -107,10 +107,25 @@ def test_a_step_that_hangs_ends_the_engine(
     wait_until(lambda: frontend.reports.total.engine_hangs_total == 1, "no report")
 
 
+def test_an_engine_that_is_stopped_when_a_frontend_joins_is_ended(
+    open_frontend: Callable[..., ReportingClient], mailbox: Mailbox
+) -> None:
+    first = open_frontend("first")
+    engine = first.engine_info.engine_pid
+    first.submit([1, 2, 3], SHORT, mailbox.answers.put)
+    mailbox.tokens()
+    os.kill(engine, signal.SIGSTOP)
+    first.close()
+    joined = time.monotonic()
+    second = open_frontend("second")
+    assert time.monotonic() - joined < 30
+    assert second.engine_info.engine_pid != engine
+
+
 def test_an_engine_that_is_stopped_while_it_loads_is_ended_too(
     config: EngineConfig, server: Server, open_frontend: Callable[..., ReportingClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "SILENT_LOADING_SECONDS", 1.0)
+    monkeypatch.setattr(heartbeat, "SILENT_LOADING_SECONDS", 1.0)
     directory = EngineDirectory.of(config, server.pid)
 
     file = config.checkpoint / "config.json"
