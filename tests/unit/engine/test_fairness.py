@@ -6,6 +6,7 @@ A step is scheduled and computed as the engine does it; every sampled token is a
 from __future__ import annotations
 
 import random
+import sys
 from collections import Counter
 from dataclasses import dataclass
 
@@ -231,12 +232,11 @@ def test_the_first_of_all_may_have_the_whole_cache() -> None:
 
 def test_what_waits_costs_a_step_nothing() -> None:
     """In calls, which do not depend on the machine."""
-    import sys
 
     def calls(waiting: int) -> int:
         steps = Steps()
         for _ in range(waiting):
-            steps.add(40, 900)
+            steps.add(40, 1)
         steps.run(20)
         count = 0
 
@@ -247,7 +247,7 @@ def test_what_waits_costs_a_step_nothing() -> None:
         sys.setprofile(note)
         try:
             for _ in range(5):
-                steps.scheduler.schedule()
+                steps.step()
         finally:
             sys.setprofile(None)
         return count
