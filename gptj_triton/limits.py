@@ -48,7 +48,9 @@ class RequestLimits:
         "a token id",
     )
     max_words: int = _limit(
-        1024, EVERYWHERE, "words of a list in one row; twice as many where words are token ids; end ids of a row"
+        1024,
+        EVERYWHERE,
+        "words of a list in one row, empty ones not counted; twice as many where words are token ids; end ids of a row",
     )
     max_word_bytes: int = _limit(
         2**16, EVERYWHERE, "bytes of a list of words in one row; twice as many ids where words are token ids"

@@ -39,24 +39,26 @@ class TritonHandler(logging.Handler):
 
 
 class RequestLimiter(logging.Filter):
-    """Lets through so many lines about requests in a second; the next one then says how many were left out."""
+    """Lets through so many lines about requests in a second; the next one then says how many were left out. Those that
+    only --log-verbose shows are counted apart, or they could hide the others.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._second = 0
-        self._lines = 0
+        self._counts: dict[bool, tuple[int, int]] = {}  # by whether a line is verbose: the second, and its lines so far
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a line is written; lines that are not about a request always are."""
         if not hasattr(record, "request"):
             return True
-        second = int(time.monotonic())
-        if second != self._second:
-            if self._lines > LINES_A_SECOND:
-                record.msg += f" ({self._lines - LINES_A_SECOND} lines about other requests were left out)"
-            self._second, self._lines = second, 0
-        self._lines += 1
-        return self._lines <= LINES_A_SECOND
+        now, is_verbose = int(time.monotonic()), record.levelno == logging.DEBUG
+        second, lines = self._counts.get(is_verbose, (now, 0))
+        if second != now:
+            if lines > LINES_A_SECOND:
+                record.msg += f" ({lines - LINES_A_SECOND} lines about other requests were left out)"
+            lines = 0
+        self._counts[is_verbose] = now, lines + 1
+        return lines < LINES_A_SECOND
 
 
 def log_to_triton(model: str) -> None:

@@ -42,13 +42,16 @@ def check_output_size(sequences: int, width: int, limits: RequestLimits) -> None
 
 
 def check_strings(name: str, words: NDArray[Any], limits: RequestLimits) -> None:
-    """Raise InvalidRequestError for too long a list of words of one row, [words] bytes, empty ones counted."""
-    limits.check("max_words", len(words), f"number of words of {name}")
-    limits.check("max_word_bytes", sum(map(len, words.tolist())), f"number of bytes of {name}")
+    """Raise InvalidRequestError for too long a list of words of one row, [words] bytes; empty ones do not count."""
+    sizes = [len(word) for word in words.tolist() if word]
+    limits.check("max_words", len(sizes), f"number of words of {name}")
+    limits.check("max_word_bytes", sum(sizes), f"number of bytes of {name}")
 
 
 def check_ids(name: str, words: NDArray[Any], limits: RequestLimits) -> None:
     """The same for words as token ids, [2, W]: the ids end to end, and where each word ends, padded with -1."""
+    if words.shape[1] <= min(limits.max_words, limits.max_word_bytes):
+        return  # there is no room for more
     count = int(np.count_nonzero(words[1] != -1))
     limits.check("max_words", count, f"number of words of {name}", SPELLINGS)
     limits.check("max_word_bytes", int(_numbers_of_ids(words[np.newaxis])[0]), f"number of ids of {name}", SPELLINGS)
@@ -69,9 +72,10 @@ def id_bytes(words: Iterable[tuple[int, ...] | list[int]]) -> int:
     return sum(ID_BYTES * len(word) for word in words)
 
 
-def total_id_bytes(lists: NDArray[Any]) -> int:
-    """The same of all rows' words, [rows, 2, W]."""
-    return ID_BYTES * int(_numbers_of_ids(lists).sum())
+def total_id_bytes(lists: NDArray[Any], small: int) -> int:
+    """The same of all rows' words, [rows, 2, W]; where it is `small` bytes or less, perhaps padding too."""
+    most = lists.nbytes // 2  # the other half says where words end
+    return most if most <= small else ID_BYTES * int(_numbers_of_ids(lists).sum())
 
 
 def _numbers_of_ids(lists: NDArray[Any]) -> NDArray[Any]:

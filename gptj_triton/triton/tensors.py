@@ -95,7 +95,8 @@ def read_rows(tensors: Tensors, model: Welcome, limits: RequestLimits = DEFAULTS
     for name, tensor in tensors.items():
         if len(tensor) != len(tensors["input_ids"]):  # Triton sees to that unless max_batch_size is 0
             raise InvalidRequestError(name, f"of {len(tensor)} rows", f"{len(tensors['input_ids'])}, as input_ids has")
-    check_word_bytes((total_id_bytes(tensors[name]) for name in ID_LISTS if _is_id_list(tensors, name)), limits)
+    small = limits.max_request_word_bytes // len(ID_LISTS)
+    check_word_bytes((total_id_bytes(tensors[name], small) for name in ID_LISTS if _is_id_list(tensors, name)), limits)
     rows = read_each_row(len(tensors["input_ids"]), lambda index: _read_row(tensors, index, model, limits))
     check_sequences(sum(map(Row.num_sequences, rows)), sum(map(Row.num_tokens, rows)), limits)
     check_word_bytes(map(Row.word_bytes, rows), limits)

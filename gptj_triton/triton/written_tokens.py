@@ -50,14 +50,14 @@ def read_sequences(tensors: Tensors, vocab_size: int | None, limits: RequestLimi
     """
     require(tensors, REQUIRED)
     check_size(tensors, limits)
-    rows, sequences, _ = tensors["output_ids"].shape
+    rows, sequences, width = tensors["output_ids"].shape
     if not sequences:
         raise InvalidRequestError("output_ids", "0 sequences a row", "1 or more")
     for name in PER_SEQUENCE:
         if name in tensors and tensors[name].shape[1] != sequences:
             allowed = f"{sequences}, one for each sequence of output_ids"
             raise InvalidRequestError(name, f"{tensors[name].shape[1]} values a row", allowed)
-    check_sequences(rows * sequences, int(tensors["sequence_length"].sum(dtype=np.uint64)), limits)
+    check_sequences(rows * sequences, int(np.minimum(tensors["sequence_length"], width).sum(dtype=np.uint64)), limits)
     if "stop_words" in tensors:
         check_word_bytes((sequences * string_bytes(words) for words in tensors["stop_words"].tolist()), limits)
 

@@ -125,7 +125,7 @@ def test_a_prompt_of_a_megabyte_is_refused_with_the_numbers(server: Any, text: s
 
 def test_a_stop_word_of_a_megabyte_is_refused(server: Any) -> None:
     message = refusal(server, {**PROMPT, "stop_words": ["a" * 1_000_000]})
-    assert message.endswith("stop_words has 1000000 bytes in all; it must have at most 65536")
+    assert message.endswith("number of bytes of stop_words is 1000000, allowed: 0 to 65536 (limit max_word_bytes)")
 
 
 @pytest.mark.parametrize(

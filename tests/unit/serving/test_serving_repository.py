@@ -94,6 +94,9 @@ def test_overrides_reach_the_models_they_are_for(tmp_path: Path) -> None:
     assert parameters_of(configs["fastertransformer_stream"])["stream_pieces_per_second"] == "70"
     assert parameters_of(configs["preprocessing"])["tokenizer_dir"] == "/t"
     assert parameters_of(configs["postprocessing"])["tokenizer_dir"] == "/t"
+    for model in ("fastertransformer", "fastertransformer_stream", "preprocessing", "postprocessing"):
+        assert parameters_of(configs[model])["max_words"] == "7"
+        assert parameters_of(configs[model])["max_request_rows"] == "128"
 
 
 def test_all_but_the_overrides_is_as_committed(tmp_path: Path) -> None:
