@@ -36,7 +36,7 @@ class InvalidRequestError(EngineError):
 
 
 # Words for the metrics: why a request is refused that may be right.
-REFUSAL_REASONS = ("engine_down", "draining", "queue_full", "deadly")
+REFUSAL_REASONS = ("engine_down", "draining", "queue_full", "timeout", "deadly")
 
 
 class RequestRefusedError(EngineError):

@@ -65,7 +65,15 @@ def load_fake_engine(step_seconds: float, config: EngineConfig) -> Engine:
     model_config = ModelConfig.read(config.checkpoint, config.context_length, config.max_seq_len)
     tokenizer = find_checkpoint_files(config.tokenizer).find("tokenizer.json")
     token_bytes = load_token_bytes(tokenizer, model_config.vocab_size)
-    return Engine(FakeRunner(step_seconds), model_config, token_bytes, STEP_TOKENS, max_sequences=NUM_PAGES)
+    return Engine(
+        FakeRunner(step_seconds),
+        model_config,
+        token_bytes,
+        STEP_TOKENS,
+        NUM_PAGES,
+        config.max_waiting_requests,
+        config.max_waiting_tokens,
+    )
 
 
 def main() -> int:

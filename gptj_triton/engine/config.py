@@ -51,6 +51,8 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `step_tokens` is the most tokens of prompts that one step computes, so that a long prompt does not stall running
     requests (0 means 256 on a CPU and 2048 on a GPU); `max_sequences` is the most sequences that run at once (0 means
     128 and 512).
+    `max_waiting_requests` clients' requests may wait for their turn, of `max_waiting_tokens` tokens in all, prompts and
+    what may come of them; further ones are refused.
     `context_length` in tokens and `tokenizer_dir` are for a checkpoint that does not say the one and lacks the other; 0
     and the empty string mean the checkpoint's own.
 
@@ -72,6 +74,8 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kv_cache_gib: float = 0.0
     step_tokens: int = 0
     max_sequences: int = 0
+    max_waiting_requests: int = 4096
+    max_waiting_tokens: int = 1 << 20
     context_length: int = 0
     tokenizer_dir: str = ""
     step_timeout: float = 60.0
@@ -93,7 +97,8 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ConfigError(f"parameter {name} is {value!r}, allowed: {', '.join(map(str, allowed))}")
         if self.int8_mode and self.data_type in ("fp32", FP8):
             raise ConfigError(f"parameter int8_mode is 1 and data_type {self.data_type!r}, allowed: auto, fp16 or bf16")
-        least = {"tensor_para_size": 1, "kv_cache_gib": 0, "step_timeout": 0, "refuse_after_deaths": 0}
+        least = {"tensor_para_size": 1, "kv_cache_gib": 0, "max_waiting_requests": 1, "max_waiting_tokens": 1}
+        least |= {"step_timeout": 0, "refuse_after_deaths": 0}
         least |= dict.fromkeys(("step_tokens", "max_sequences", "context_length", "max_seq_len"), 0)
         for name, minimum in least.items():
             if not minimum <= getattr(self, name) < math.inf:

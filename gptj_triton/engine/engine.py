@@ -42,9 +42,12 @@ class Engine:
         token_bytes: list[bytes],
         step_tokens: int,
         max_sequences: int,
+        max_waiting_requests: int,
+        max_waiting_tokens: int,
     ) -> None:
         """`token_bytes[id]` is the text of a token in UTF-8, empty where stop strings are not known; a step computes at
-        most `step_tokens` tokens of prompts, and at most `max_sequences` run at once.
+        most `step_tokens` tokens of prompts, and at most `max_sequences` run at once. Of what waits, only `refusal`
+        knows the limits.
         """
         self.model_config = model_config
         self.metrics = EngineMetrics()
@@ -57,6 +60,8 @@ class Engine:
             page_size=runner.pool.page_size,
             max_sequences=max_sequences,
         )
+        self.max_waiting_requests = max_waiting_requests
+        self.max_waiting_tokens = max_waiting_tokens
         self._runner = runner
         self._token_bytes = token_bytes
         self._searches: dict[Hashable, BeamSearch] = {}
@@ -71,6 +76,22 @@ class Engine:
         """One line for a log: the device, and how many tokens the KV cache holds."""
         pool = self._runner.pool
         return f"device {self._runner.device}, KV cache of {pool.num_pages * pool.page_size} tokens"
+
+    def refusal(self, num_tokens: int) -> str | None:
+        """Why a client's request cannot wait now, in words for its client; None where it can. `num_tokens` are its
+        prompts and all that may come of them. A request that finds nobody waiting may have any number.
+        """
+        line = self.scheduler.line
+        if line.num_requests >= self.max_waiting_requests:
+            limit = f"{line.num_requests} requests wait, the most that may (max_waiting_requests)"
+        elif line.num_requests and line.num_tokens + num_tokens > self.max_waiting_tokens:
+            limit = (
+                f"requests of {line.num_tokens} tokens wait, this one has {num_tokens}, and at most "
+                f"{self.max_waiting_tokens} may wait (max_waiting_tokens)"
+            )
+        else:
+            return None
+        return f"too much waits for the engine; please try again later: {limit}"
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence, whose parameters were checked where its request was read."""
@@ -98,7 +119,7 @@ class Engine:
         Where the runner can, the next step is launched before this one's tokens are known, so that a GPU never waits;
         what a step computed for a sequence that had ended by then is dropped.
         """
-        ended = [] if self._runner.can_run_ahead(self.scheduler.running) else self._collect(leave=0)
+        ended = [] if self._runner.can_run_ahead(self.scheduler.begun) else self._collect(leave=0)
         step = self.scheduler.schedule()
         if step:
             began = time.monotonic()

@@ -59,15 +59,16 @@ class PagePool:
         index = len(sequence.pages)
         return (index + 1) * self.page_size < sequence.num_tokens and self._key(sequence, index) in self._coming
 
-    def grow(self, sequence: Sequence, num_tokens: int) -> bool:
+    def grow(self, sequence: Sequence, num_tokens: int, kept: int = 0) -> bool:
         """Make room for the first `num_tokens` tokens of `sequence`: pages of its own wherever it is yet to write.
 
-        Returns false, and takes nothing, when too few pages are free.
+        Returns false, and takes nothing, when too few pages are free besides those `kept` for others.
         """
         first_written = sequence.num_cached // self.page_size
         shared = [i for i in range(first_written, len(sequence.pages)) if self._users[sequence.pages[i]] > 1]
         missing = self.pages_for(num_tokens) - len(sequence.pages)
-        if missing + len(shared) > self.num_free:
+        needed = missing + len(shared)
+        if needed > 0 and needed > self.num_free - kept:
             return False
         for index in shared:
             page = sequence.pages[index]

@@ -56,7 +56,15 @@ def assemble(config: EngineConfig, model_config: ModelConfig, model: Model, samp
         model.close()
         raise
     runner = ModelRunner(model, sampler, PagePool(num_pages, PAGE_SIZE))
-    return Engine(runner, model_config, token_bytes, config.step_tokens, config.max_sequences)
+    return Engine(
+        runner,
+        model_config,
+        token_bytes,
+        config.step_tokens,
+        config.max_sequences,
+        config.max_waiting_requests,
+        config.max_waiting_tokens,
+    )
 
 
 def suits_kernels(device: torch.device, config: EngineConfig, model_config: ModelConfig) -> bool:

@@ -95,7 +95,9 @@ class EngineMetrics(Metrics, tag="metrics"):
     ] = 0
     num_requests_active: Annotated[int, Metric("gauge", "Sequences that run or wait", twin=_requests("active"))] = 0
     num_requests_max: Annotated[int, Metric("gauge", "Most sequences that run at once", twin=_requests("max"))] = 0
-    num_tokens_waiting: Annotated[int, Metric("gauge", "Prompt tokens of the sequences that wait")] = 0
+    num_tokens_waiting: Annotated[
+        int, Metric("gauge", "Tokens of the sequences that wait: prompts, and all that may come of them")
+    ] = 0
     kv_cache_usage_perc: Annotated[
         float, Metric("gauge", "Used part of the KV cache, 0 to 1", twin=_blocks("fraction"))
     ] = 0.0

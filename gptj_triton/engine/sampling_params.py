@@ -104,6 +104,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     def penalised(self) -> bool:
         return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
 
+    def most_tokens(self, prompt_length: int) -> int:
+        """Tokens of the prompt, and all that may be generated."""
+        return prompt_length + self.request_output_len * self.beam_width
+
     def most_pages(self, prompt_length: int, page_size: int) -> int:
         """Pages of the KV cache that the request can come to use, when its beams share those of the prompt."""
         whole = -(-(prompt_length + self.request_output_len) // page_size)

@@ -24,6 +24,18 @@ class Sampled:
 
 
 @dataclass(eq=False)
+class Request:
+    """What a client asked for at once. Its sequences take turns as one, however many they are.
+
+    `num_tokens` are those of its prompts and all that may come of them; `begun` is true once a step was to compute one
+    of its sequences.
+    """
+
+    num_tokens: int = 0
+    begun: bool = False
+
+
+@dataclass(eq=False)
 class Sequence:
     """`num_cached` tokens of prompt + output have their K and V in `pages`, or will have when the steps under way are
     done; the others are yet to be computed.
@@ -49,6 +61,7 @@ class Sequence:
     submitted_at: float = field(default_factory=time.monotonic)
     begun_at: float = 0.0  # the first step that computes it
     token_at: float = 0.0  # its last token
+    request: Request = field(default_factory=Request)
     _bad_words: BadWords = field(init=False, repr=False)
     _stop_words: StopSequences[tuple[int, ...]] = field(init=False, repr=False)
     _stop_strings: StopSequences[bytes] = field(init=False, repr=False)
@@ -58,6 +71,7 @@ class Sequence:
     def __post_init__(self) -> None:
         self.top_p = self.params.top_p
         self.group = [self]
+        self.request.num_tokens += self.most_tokens
         self._bad_words = compile_bad_words(self.params.bad_words_list)
         self._stop_words = compile_stop_words(self.params.stop_words_list)
         self._stop_strings = compile_stop_strings(self.params.stop_strings)
@@ -66,6 +80,11 @@ class Sequence:
     @property
     def num_known(self) -> int:
         return len(self.prompt) + len(self.output)
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of the prompt, and all that may come of it."""
+        return self.params.most_tokens(len(self.prompt))
 
     @property
     def num_tokens(self) -> int:

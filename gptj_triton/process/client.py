@@ -139,13 +139,15 @@ class EngineClient:
         on_tokens: OnTokens = lambda delta: None,
         stream: bool = False,
         timeout: float = 0.0,
+        client: messages.ClientRequest | None = None,
     ) -> int:
         """Send a request; `on_answer` is called exactly once, on another thread. Returns the number to cancel it by.
 
-        After `timeout` seconds, unless 0, the request ends with finish reason "timeout". `on_tokens` is called before
-        that, on the same thread, as tokens come: of a request with `stream`, and in the last seconds before a timeout.
-        Raises UnavailableError while there
-        is no engine, and RequestRefusedError where too many engines died under such a request.
+        After `timeout` seconds, unless 0, the request ends with finish reason "timeout", or is refused if it was not
+        begun. `on_tokens` is called before that, on the same thread, as tokens come: of a request with `stream`, and in
+        the last seconds before a timeout. `client` is the client's request that it is of, where that is more than this
+        one. Raises UnavailableError while there is no engine, and RequestRefusedError where too many engines died under
+        such a request.
         """
         with self._lock:
             if not self._ready:
@@ -158,7 +160,9 @@ class EngineClient:
                 )
             number = secrets.randbits(63)  # nobody can guess it: a cancel handle carries it
             self._pending[number] = Pending(prompt, params, on_answer, on_tokens)
-            self._send(messages.Submit(self._name, number, prompt, params, time.monotonic(), stream, timeout))
+            client = client or messages.ClientRequest(number, params.most_tokens(len(prompt)))
+            now = time.monotonic()
+            self._send(messages.Submit(self._name, number, prompt, params, client, now, stream, timeout))
         return number
 
     def cancel_handle(self, number: int) -> bytes:

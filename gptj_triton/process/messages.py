@@ -26,6 +26,15 @@ class Hello(msgspec.Struct, tag="hello"):
     address: str
 
 
+class ClientRequest(msgspec.Struct, array_like=True, frozen=True):
+    """What a client asked for at once; it is taken or refused as a whole. `number` is unique within the frontend, which
+    sends all of its sequences before those of another; `num_tokens` are those of its prompts, and all it asks for.
+    """
+
+    number: int
+    num_tokens: int
+
+
 class Submit(msgspec.Struct, tag="submit"):
     """Continue `prompt` (token ids) for at most `timeout` seconds, 0 for as long as it takes.
 
@@ -39,6 +48,7 @@ class Submit(msgspec.Struct, tag="submit"):
     request: int
     prompt: list[int]
     params: SamplingParams
+    client: ClientRequest
     submitted_at: float
     stream: bool = False
     timeout: float = 0.0

@@ -30,7 +30,7 @@ from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.engine import Engine
 from gptj_triton.engine.load import load_engine
 from gptj_triton.engine.metrics import EngineMetrics
-from gptj_triton.engine.sequence import Sequence
+from gptj_triton.engine.sequence import Request, Sequence
 from gptj_triton.errors import EngineError
 from gptj_triton.pidfd import open_pidfd
 from gptj_triton.process import messages
@@ -42,6 +42,7 @@ REPORT_INTERVAL = 0.25  # seconds between two reports of the metrics
 ALONE_SECONDS = 600  # for which an engine without frontends waits for one
 LAST_SECONDS = 5.0  # before a timeout, in which a frontend gets the tokens as they come: a step may outlast it
 SHUTTING_DOWN = "the server is shutting down"
+NOT_BEGUN = "the request waited for its whole timeout, and was not begun; please try again later"
 
 log = logging.getLogger("gptj_triton")
 
@@ -67,7 +68,8 @@ class Stream:
 class Frontend:
     """A process that sends requests: where to answer, how to see that it died, and its requests in flight.
 
-    `model` is the name by which it publishes metrics.
+    `model` is the name by which it publishes metrics. `client` is the number of the client's request that came last,
+    `asked` what the engine knows of it, and `refusal` why it was refused.
     """
 
     model: str
@@ -75,6 +77,9 @@ class Frontend:
     pidfd: int
     requests: set[int] = field(default_factory=set)
     streams: dict[int, Stream] = field(default_factory=dict)
+    client: int | None = None
+    asked: Request = field(default_factory=Request)
+    refusal: str | None = None
 
 
 class Deadline(NamedTuple):
@@ -103,6 +108,7 @@ class EngineServer:
         self._drain_deadline: float | None = None
         self._drained = False
         self._deadlines: dict[Hashable, Deadline] = {}
+        self._next_deadline = math.inf  # nothing is due before
         self._reported = EngineMetrics()
         self._next_report = 0.0
         self._encoder = msgspec.msgpack.Encoder()
@@ -190,26 +196,50 @@ class EngineServer:
             refused = messages.Refused(submit.request, words, True, "invalid")
             frontend.outbox.send(self._encoder.encode(refused))
             return
-        sequence = Sequence(
-            (submit.frontend, submit.request), submit.prompt, submit.params, submitted_at=submit.submitted_at
-        )
+        if submit.client.number != frontend.client:
+            frontend.client, frontend.asked = submit.client.number, Request(submit.client.num_tokens)
+            frontend.refusal = engine.refusal(submit.client.num_tokens)
+        if frontend.refusal is not None:
+            refused = messages.Refused(submit.request, frontend.refusal, reason="queue_full")
+            frontend.outbox.send(self._encoder.encode(refused))
+            return
+        key = submit.frontend, submit.request
+        sequence = Sequence(key, submit.prompt, submit.params, submitted_at=submit.submitted_at, request=frontend.asked)
         engine.submit(sequence)
         frontend.requests.add(submit.request)
         if submit.stream:
             frontend.streams[submit.request] = Stream(sequence)
         if submit.timeout:
-            self._deadlines[sequence.key] = Deadline(time.monotonic() + submit.timeout, sequence)
+            deadline = time.monotonic() + submit.timeout
+            self._deadlines[sequence.key] = Deadline(deadline, sequence)
+            self._next_deadline = min(self._next_deadline, deadline - LAST_SECONDS)
 
     def _end_what_is_due(self, engine: Engine) -> None:
         now = time.monotonic()
-        for key, deadline in [each for each in self._deadlines.items() if each[1].at <= now + LAST_SECONDS]:
-            name, request = _address(deadline.sequence)
-            if deadline.at <= now:
-                self._answer(engine.cancel(key, "timeout"))
-            elif deadline.sequence.params.beam_width == 1:
-                self._frontends[name].streams.setdefault(request, Stream(deadline.sequence))
+        if now >= self._next_deadline:
+            self._end_or_stream(engine, now)
         if self._drain_deadline is not None:
             self._go_on_draining(engine, now)
+
+    def _end_or_stream(self, engine: Engine, now: float) -> None:
+        """End the requests whose time is over; from now on, stream those that will end soon."""
+        for key, deadline in [each for each in self._deadlines.items() if each[1].at <= now + LAST_SECONDS]:
+            name, request = _address(deadline.sequence)
+            if deadline.at > now:
+                if deadline.sequence.params.beam_width == 1:
+                    self._frontends[name].streams.setdefault(request, Stream(deadline.sequence))
+                continue
+            sequences = engine.cancel(key, "timeout")
+            if sequences[0].request.begun:
+                self._answer(sequences)
+            else:
+                self._forget(name, request)
+                refused = messages.Refused(request, NOT_BEGUN, reason="timeout")
+                self._frontends[name].outbox.send(self._encoder.encode(refused))
+        self._next_deadline = min(
+            (each.at - (LAST_SECONDS if each.at > now + LAST_SECONDS else 0.0) for each in self._deadlines.values()),
+            default=math.inf,
+        )
 
     def _begin_drain(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds

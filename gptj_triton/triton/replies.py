@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from gptj_triton.engine.metrics import FINISH_REASONS, RequestMetrics
 from gptj_triton.errors import ConfigError, RequestRefusedError, UnavailableError
 from gptj_triton.process.client import Answer, EngineClient, Failed
-from gptj_triton.process.messages import Finished, Result, TokenDelta
+from gptj_triton.process.messages import ClientRequest, Finished, Result, TokenDelta
 from gptj_triton.triton.output_tensors import PieceTensors, passed_through, write_tensors
 from gptj_triton.triton.request_size import Tensors
 from gptj_triton.triton.tensors import Row
@@ -190,6 +190,7 @@ class Replies:
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._later: list[tuple[float, int, Callable[[], None]]] = []  # a heap; the number decides between equal times
         self._numbers = itertools.count()
+        self._clients = itertools.count()
         self._at(0.0, self._make_round)
         self._thread = threading.Thread(target=self._run, name="replies", daemon=True)
         self._thread.start()
@@ -202,6 +203,8 @@ class Replies:
         if isinstance(reply, StreamReply):
             self._open_streams.add(reply)
         sequences = [(row.prompt, params) for row in rows for params in row.sequences]
+        num_tokens = sum(params.most_tokens(len(prompt)) for prompt, params in sequences)
+        client = ClientRequest(next(self._clients), num_tokens)
         for index, (prompt, params) in enumerate(sequences):
             on_answer = functools.partial(self._take, reply, index)
             on_tokens = functools.partial(self._take_tokens, reply, index)
@@ -209,7 +212,8 @@ class Replies:
                 return  # it failed meanwhile, and nobody waits for the rest
             try:
                 streamed = isinstance(reply, StreamReply)
-                reply.numbers.append(self._engine.submit(prompt, params, on_answer, on_tokens, streamed, timeout))
+                number = self._engine.submit(prompt, params, on_answer, on_tokens, streamed, timeout, client)
+                reply.numbers.append(number)
             except UnavailableError as error:
                 self._take(reply, index, Failed(str(error), refused=error.reason))
                 return

@@ -135,11 +135,12 @@ def test_what_was_sent_is_what_prometheus_counts(server: Server, prometheus: Pro
             "request_failed_total",
             "time_to_first_token_seconds_count",
             "e2e_request_latency_seconds_count",
-            "inter_token_latency_seconds_count",
         )
     }
     reasons = f"sum by (finished_reason) ({PREFIX}request_success_total)"
     refusals = f'sum by (reason) ({PREFIX}request_refused_total{{reason="invalid"}})'
+    gaps = f"sum({PREFIX}inter_token_latency_seconds_count)"
+    gaps_before = prometheus.value(gaps)
     before = {name: prometheus.value(expression) for name, expression in sums.items()}
     reasons_before = prometheus.by("finished_reason", reasons)
     refused_before = prometheus.by("reason", refusals)
@@ -154,32 +155,30 @@ def test_what_was_sent_is_what_prometheus_counts(server: Server, prometheus: Pro
     for tokens in (0, -1, 10**6):
         sent.wrong(max_tokens=tokens)
 
-    def grown() -> dict[str, float]:
-        return {name: prometheus.value(expression) - before[name] for name, expression in sums.items()}
+    def counted() -> tuple[dict[str, float], Counter[str], Counter[str]]:
+        """What has been counted since the test began: sums, answers by reason, refusals by reason."""
+        return (
+            {name: prometheus.value(expression) - before[name] for name, expression in sums.items()},
+            Counter(prometheus.by("finished_reason", reasons)) - Counter(reasons_before),
+            Counter(prometheus.by("reason", refusals)) - Counter(refused_before),
+        )
 
-    timeouts = sent.reasons["timeout"]
+    assert sent.reasons["timeout"] == sent.reasons["stop"] == 1
     expected = {
         "generation_tokens_total": sent.new_tokens,
         "prompt_tokens_total": sent.sequences * PROMPT_TOKENS,
         "request_failed_total": 0,
         "time_to_first_token_seconds_count": sent.sequences,
-        "e2e_request_latency_seconds_count": sent.sequences - timeouts,
+        "e2e_request_latency_seconds_count": sent.sequences - sent.reasons["timeout"],
     }
-
-    def as_sent() -> bool:
-        now = grown()
-        return all(now[name] == value for name, value in expected.items())
-
+    as_sent = expected, sent.reasons, Counter(invalid=sent.refused)
     try:
-        wait_until(as_sent, "agreement", 10)
+        wait_until(lambda: counted() == as_sent, "agreement", 10)
     except AssertionError:
-        assert grown() == expected  # says where
+        assert counted() == as_sent  # says where
         raise
-    assert timeouts == 1 and sent.reasons["stop"] == 1
-    assert Counter(prometheus.by("finished_reason", reasons)) - Counter(reasons_before) == sent.reasons
-    assert Counter(prometheus.by("reason", refusals)) - Counter(refused_before) == {"invalid": sent.refused}
     # The tokens of a long answer come in more than one report, each of which observes a bounded number of times.
-    assert 0 < grown()["inter_token_latency_seconds_count"] <= sent.new_tokens - sent.sequences
+    assert 0 < prometheus.value(gaps) - gaps_before <= sent.new_tokens - sent.sequences
 
 
 def test_what_the_engine_counts_has_one_series(prometheus: Prometheus) -> None:

@@ -59,8 +59,10 @@ def test_counters_count_and_histograms_observe_what_was_generated(server: Server
     def grown() -> dict[str, float]:
         return {name.removeprefix(PREFIX): value - before.get(name, 0) for name, value in load(server).items()}
 
-    wait_until(lambda: grown()["generation_tokens_total"] == 9 and grown()["request_success_total"] == 1, "counts")
+    # The histograms are published last, and requests by themselves.
+    wait_until(lambda: grown()["iteration_tokens_total_count"] == 9 and grown()["request_success_total"] == 1, "counts")
     now = grown()
+    assert now["generation_tokens_total"] == 9
     assert now["prompt_tokens_total"] == 4
     for name in ("request_queue_time", "time_to_first_token", "e2e_request_latency"):
         assert now[f"{name}_seconds_count"] == 1

@@ -155,7 +155,7 @@ def test_a_search_among_others_finds_what_it_finds_alone(engine: Engine, storyte
         running = set(small.scheduler.running)
         for result in small.step():
             ended[result[0].key] = [beam.output for beam in result]
-        preempted = preempted or any(sequence in small.scheduler.waiting for sequence in running)
+        preempted = preempted or any(sequence in small.scheduler.line for sequence in running)
         small.check_integrity()
     assert [ended[number] for number in range(12)] == 2 * [[beam.output for beam in result] for result in alone]
     assert preempted, "the cache was large enough, so nothing was tried"

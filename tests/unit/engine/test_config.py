@@ -152,6 +152,8 @@ def test_parameters_of_older_versions_and_of_others_are_passed_over_with_a_warni
         ("step_tokens", "-1", "step_tokens is -1, allowed: 0 or more"),
         ("context_length", "-1", "context_length is -1, allowed: 0 or more"),
         ("max_sequences", "-2", "max_sequences is -2, allowed: 0 or more"),
+        ("max_waiting_requests", "0", "max_waiting_requests is 0, allowed: 1 or more"),
+        ("max_waiting_tokens", "-1", "max_waiting_tokens is -1, allowed: 1 or more"),
         ("tensor_para_size", "one", "tensor_para_size is 'one', expected int"),
         ("kv_cache_gib", "1 GiB", "kv_cache_gib is '1 GiB', expected float"),
         ("step_tokens", "2.5", "step_tokens is '2.5', expected int"),

@@ -8,12 +8,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from gptj_triton.checkpoint.model_config import ModelConfig
+from gptj_triton.engine import early_starts
 from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.eager.sharded_model import ShardedModel
 from gptj_triton.engine.engine import Engine
@@ -21,7 +23,7 @@ from gptj_triton.engine.load import assemble, load_engine
 from gptj_triton.engine.runner import Model
 from gptj_triton.engine.sampler import sample
 from gptj_triton.engine.sampling_params import SamplingParams
-from gptj_triton.engine.sequence import Sampled, Sequence
+from gptj_triton.engine.sequence import Request, Sampled, Sequence
 from gptj_triton.engine.step_plan import StepPlan
 
 END = 256
@@ -86,16 +88,20 @@ class AheadSampler:
         return wait
 
 
+SHORT_OF: dict[str, dict[str, Any]] = {
+    "pages": {"kv_cache_gib": 0.00035, "max_sequences": 8},
+    "places": {"kv_cache_gib": 0.01, "max_sequences": 3},
+}
+
+
 @pytest.fixture
-def engines(make_checkpoint: Callable[..., Path]) -> Iterator[tuple[Engine, Engine]]:
-    """One that waits for every step and one that runs ahead, both short of pages."""
-    config = EngineConfig(
-        str(make_checkpoint(n_layer=2, n_positions=128)),
-        device="cpu",
-        kv_cache_gib=0.00035,
-        step_tokens=24,
-        max_sequences=8,
-    )
+def engines(
+    make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, short_of: str
+) -> Iterator[tuple[Engine, Engine]]:
+    """One that waits for every step and one that runs ahead. Many pages are kept for short requests."""
+    monkeypatch.setattr(early_starts, "PAGES", 3)
+    checkpoint = make_checkpoint(n_layer=2, n_positions=128)
+    config = EngineConfig(str(checkpoint), device="cpu", step_tokens=24, **SHORT_OF[short_of])
     model_config = ModelConfig.read(config.checkpoint)
     model = SecretiveModel(ShardedModel(config, model_config))
     sampler = AheadSampler(model)
@@ -124,35 +130,46 @@ def requests(seed: int) -> list[tuple[int, list[int], SamplingParams]]:
 
 def run(
     engine: Engine, made: list[tuple[int, list[int], SamplingParams]], cancelled: set[int]
-) -> tuple[dict[int, list[list[int]]], bool]:
-    """The tokens of each request that was not cancelled, and whether one had to give way."""
+) -> tuple[dict[int, list[list[int]]], set[str]]:
+    """The tokens of each request that was not cancelled, and what became of some on their way."""
     found: dict[int, list[list[int]]] = {}
-    preempted, step = False, 0
+    events, step = set(), 0
+    clients = [Request() for _ in made]
+    scheduler = engine.scheduler
     while engine.busy or step <= 60:
         for number, (at, prompt, params) in enumerate(made):
             if at == step:
-                engine.submit(Sequence(number, prompt, params))
+                engine.submit(Sequence(number, prompt, params, request=clients[number % 16]))
             if number in cancelled and at + 9 == step:
                 engine.cancel(number)
         if engine.busy:
-            before = {id(sequence): sequence.num_cached for sequence in engine.scheduler}
+            before = {sequence: (sequence.num_cached, sequence.decoding) for sequence in scheduler}
             for ended in engine.step():
                 assert isinstance(ended[0].key, int)
                 assert ended[0].key not in found, "a request ended twice"
                 found[ended[0].key] = [sequence.output for sequence in ended]
-            preempted |= any(sequence.num_cached < before.get(id(sequence), 0) for sequence in engine.scheduler)
+            if scheduler.early.sequences:
+                events.add("began early")
+            if any(sequence.num_cached < before.get(sequence, (0, False))[0] for sequence in scheduler):
+                events.add("gave way")
+            if any(before.get(each) == (each.num_cached, True) and not each.complete for each in scheduler.running):
+                events.add("sat out")
             engine.check_integrity()
         step += 1
         assert step < 3000, "the engine does not come to an end"
-    return {number: outputs for number, outputs in found.items() if number not in cancelled}, preempted
+    return {number: outputs for number, outputs in found.items() if number not in cancelled}, events
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_tokens_do_not_depend_on_whether_the_host_waits_for_them(engines: tuple[Engine, Engine], seed: int) -> None:
+@pytest.mark.parametrize(("short_of", "event"), [("pages", "gave way"), ("places", "sat out")])
+@pytest.mark.parametrize("seed", [0, 2, 5, 7])
+def test_tokens_depend_neither_on_whether_the_host_waits_for_them_nor_on_who_else_is_there(
+    engines: tuple[Engine, Engine], seed: int, event: str
+) -> None:
     made = requests(seed)
     cancelled = set(random.Random(seed).sample(range(len(made)), 5))
     expected, _ = run(engines[0], made, cancelled)
-    found, preempted = run(engines[1], made, cancelled)
+    found, events = run(engines[1], made, cancelled)
     assert found == expected
     assert len(found) == len(made) - len(cancelled)
-    assert preempted, "nothing had to give way"
+    assert {event, "began early"} <= events
+    assert found == {number: run(engines[0], [(0, *made[number][1:])], set())[0][0] for number in found}

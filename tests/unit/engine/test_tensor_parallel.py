@@ -190,7 +190,7 @@ def test_a_rank_that_is_killed_takes_the_others_along_and_a_new_engine_serves(ei
         old = ranks_of(frontend)
         began = threading.Event()
         for _ in range(4):
-            frontend.submit([1, 2, 3], long, answers.put, lambda new: began.set())
+            frontend.submit([1, 2, 3], long, answers.put, lambda new: began.set(), stream=True)
         assert began.wait(60)
         os.kill(old[victim].pid, signal.SIGKILL)
         refused = [answers.get(timeout=30) for _ in range(4)]

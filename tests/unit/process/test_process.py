@@ -19,8 +19,8 @@ from gptj_triton.engine.sampling_params import SamplingParams
 from gptj_triton.errors import ConfigError
 from gptj_triton.process.client import Answer, EngineClient, Failed
 from gptj_triton.process.directory import EngineDirectory, server_directory
-from gptj_triton.process.messages import Finished, TokenDelta
-from gptj_triton.process.server import REPORT_INTERVAL
+from gptj_triton.process.messages import ClientRequest, Finished, TokenDelta
+from gptj_triton.process.server import NOT_BEGUN, REPORT_INTERVAL
 from gptj_triton.triton.cancel_reports import CancelReports
 from tests.unit.process.frontends import (
     LONG,
@@ -97,7 +97,7 @@ def test_a_streamed_request_gets_its_tokens_as_they_come_at_either_frontend(
         assert [log_prob for delta in received for log_prob in delta.log_probs] == result.log_probs[: len(tokens)]
 
 
-def test_a_timeout_ends_requests_that_run_and_that_wait_with_what_they_have(
+def test_a_timeout_ends_what_runs_with_what_there_is_and_refuses_what_waits(
     make_checkpoint: Callable[..., Path], open_frontend: Callable[..., ReportingClient], mailbox: Mailbox
 ) -> None:
     slow = str(make_checkpoint(n_layer=12))
@@ -106,17 +106,57 @@ def test_a_timeout_ends_requests_that_run_and_that_wait_with_what_they_have(
     started = time.monotonic()
     frontend.submit([1, 2], LONG, running.put, timeout=1.0)
     frontend.submit([1, 2], LONG, mailbox.answers.put, timeout=0.3)
-    frontend.submit([1, 2, 3], SHORT, mailbox.answers.put, timeout=100.0)
     waited = mailbox.take()
-    assert isinstance(waited, Finished)
-    assert (waited.results[0].finish_reason, waited.results[0].tokens) == ("timeout", [])
+    assert waited == Failed(NOT_BEGUN, refused="timeout")
     assert time.monotonic() - started >= 0.3
+    frontend.submit([1, 2, 3], SHORT, mailbox.answers.put, timeout=100.0)
     assert len(mailbox.tokens()) == 5
-    ran = running.get_nowait()
+    ran = running.get(timeout=60.0)
     assert isinstance(ran, Finished)
     assert ran.results[0].finish_reason == "timeout"
     assert 0 < len(ran.results[0].tokens) < 900
     assert time.monotonic() - started >= 1.0
+
+
+def test_what_waits_is_bounded_and_a_request_of_several_rows_is_taken_or_refused_as_a_whole(
+    make_checkpoint: Callable[..., Path], open_frontend: Callable[..., ReportingClient]
+) -> None:
+    slow = str(make_checkpoint(n_layer=12))
+    limits = {"max_sequences": 1, "max_waiting_requests": 3, "max_waiting_tokens": 4000}
+    frontend = open_frontend("only", model_checkpoint_path=slow, kv_cache_gib=0.1, **limits)
+    asked: dict[str, list[tuple[int, queue.Queue[Answer]]]] = {}
+
+    def ask(name: str, rows: int) -> None:
+        client = ClientRequest(len(asked), rows * 902)
+        asked[name] = []
+        for _ in range(rows):
+            answers: queue.Queue[Answer] = queue.Queue()
+            asked[name].append((frontend.submit([1, 2], LONG, answers.put, client=client), answers))
+
+    ask("runs, though larger than what may wait", 6)
+    reports = frontend.reports
+    wait_until(lambda: reports.total.num_requests_running > 0, "it does not begin", seconds=60)
+    ask("tokens", 1)
+    refusal = asked["tokens"][0][1].get(timeout=60)
+    assert isinstance(refusal, Failed) and refusal.refused == "queue_full"
+    assert refusal.message.startswith("too much waits for the engine; please try again later: requests of 4510 tokens ")
+    assert refusal.message.endswith("this one has 902, and at most 4000 may wait (max_waiting_tokens)")
+    for number, _ in asked["runs, though larger than what may wait"][1:]:
+        frontend.cancel(number)
+    ask("waits", 2)
+    ask("is larger than the room that is left", 3)
+    ask("waits, too", 1)
+    ask("is the third", 1)
+    ask("is the fourth", 2)
+    for name in ("is larger than the room that is left", "is the fourth"):
+        for _, answers in asked[name]:
+            refusal = answers.get(timeout=60)
+            assert isinstance(refusal, Failed), name
+    assert "3 requests wait, the most that may (max_waiting_requests)" in refusal.message
+    for name in ("waits", "waits, too", "is the third"):
+        for number, answers in asked[name]:
+            frontend.cancel(number)
+            assert isinstance(answers.get(timeout=60), Finished), name
 
 
 def test_a_request_is_cancelled_by_whoever_has_its_handle_and_metrics_are_reported(

@@ -40,9 +40,7 @@ class Engine:
         self.cancelled: list[int] = []
         self.available = True
 
-    def submit(
-        self, prompt: list[int], params: SamplingParams, on_answer: Any, on_tokens: Any, stream: bool, timeout: float
-    ) -> int:
+    def submit(self, prompt: list[int], params: SamplingParams, on_answer: Any, on_tokens: Any, *how: Any) -> int:
         if not self.available:
             raise UnavailableError("no engine")
         self.requests.append((on_answer, on_tokens))
