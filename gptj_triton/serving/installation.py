@@ -21,6 +21,10 @@ from gptj_triton.serving.errors import ServeError
 from gptj_triton.serving.python_environment import find_programs
 from gptj_triton.triton.stubs import STUB
 
+# How a stub, whose first argument is the path of its model.py, notes its process id for stub_watch.py, if a launcher
+# watches.
+NOTE_STUB = f'[ -z "${RUN_VARIABLE}" ] || echo "$1" > "${RUN_VARIABLE}/stubs/$$"'
+
 
 @dataclass(frozen=True)
 class Triton:
@@ -123,11 +127,10 @@ def stage_backends(root: Path, triton: Triton, fastertransformer: Path) -> Stage
     shutil.copy(triton.python_backend / "libtriton_python.so", python_backend)
     # A program of our own: Triton changes the mode of a stub that fails, and Python in a stub imports from the current
     # directory, so that must be an empty one. (A relative path of a model, the first argument, starts at Triton's own.)
-    # Its process id is noted where a launcher watches it (stub_watch.py).
     (root / "empty").mkdir()
     empty, stub = shlex.quote(str(root / "empty")), shlex.quote(str(triton.stub))
-    note = f'[ -z "${RUN_VARIABLE}" ] || echo "$1" > "${RUN_VARIABLE}/stubs/$$"'
-    write_program(python_backend / STUB, f'{note}; case "$1" in /*) cd {empty} ;; esac; exec {stub} "$@"')
+    change = f'case "$1" in /*) cd {empty} ;; esac'
+    write_program(python_backend / STUB, f'{NOTE_STUB}; {change}; exec {stub} "$@"')
     utilities = "triton_python_backend_utils.py"
     (python_backend / utilities).symlink_to(triton.python_backend / utilities)
     (root / "backends" / "fastertransformer").symlink_to(fastertransformer.resolve())
@@ -139,6 +142,11 @@ def stage_backends(root: Path, triton: Triton, fastertransformer: Path) -> Stage
         search.append(root / "triton")
         search[-1].symlink_to(triton.libraries)
     return Stage(triton.binary, root / "backends", tuple(search), find_programs(root / "python"))
+
+
+def write_noted_stub(path: Path, stub: Path) -> None:
+    """Writes a program that notes itself and becomes `stub`, a model's own."""
+    write_program(path, f'{NOTE_STUB}; exec {shlex.quote(str(stub))} "$@"')
 
 
 def write_program(path: Path, command: str) -> None:
