@@ -131,7 +131,9 @@ def killed_runs(temporary: Path) -> Iterator[RunDirectory]:
         if NAME.fullmatch(path.name) is None:
             continue
         # An error means that it is locked, or has no lock, or another launcher removes it just now.
-        with contextlib.suppress(OSError), (path / "lock").open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.lstat().st_uid == os.geteuid():
+        with contextlib.suppress(OSError):
+            if path.lstat().st_uid != os.geteuid():  # who could have put anything in the lock's place
+                continue
+            with (path / "lock").open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 yield RunDirectory(path)
