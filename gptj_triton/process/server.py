@@ -156,9 +156,9 @@ class EngineServer:
             self._left = not self._frontends
 
     def _join(self, engine: Engine, hello: messages.Hello) -> None:
+        self._directory.remove_dead_frontends()
         pidfd = open_pidfd(hello.pid)
         if pidfd is None:
-            self._directory.remove_frontend_files(hello.frontend)
             return
         self._lifetime.add_server(hello.server_pid)
         outbox = self._context.socket(zmq.PUSH)
