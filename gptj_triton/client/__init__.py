@@ -7,6 +7,7 @@ from gptj_triton.client.errors import (
     ClientError,
     ConnectionFailedError,
     InvalidFieldError,
+    KeyRefusedError,
     NoAnswerInTimeError,
     ServerError,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "ClientError",
     "ConnectionFailedError",
     "InvalidFieldError",
+    "KeyRefusedError",
     "NoAnswerInTimeError",
     "ServerError",
     "host_and_port",

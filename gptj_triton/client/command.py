@@ -8,8 +8,10 @@ import dataclasses
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
+from gptj_triton.api_key import ENVIRONMENT, ApiKeyError, read_key
 from gptj_triton.client.answer import Answer
 from gptj_triton.client.client import DEFAULT_URLS, Client
 from gptj_triton.client.errors import ClientError, InvalidFieldError
@@ -23,6 +25,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("prompt", metavar="PROMPT", help="the text to go on from, or - to read it from standard input")
     parser.add_argument("--protocol", choices=list(DEFAULT_URLS), default="generate", help="default: %(default)s")
     parser.add_argument("--url", metavar="HOST:PORT", help="default: localhost:8000, or localhost:8001 for grpc")
+    key_help = f"its first line is the server's key (default: the environment variable {ENVIRONMENT})"
+    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help=key_help)
     parser.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS", help="default: %(default)g")
     parser.add_argument("--stream", action="store_true", help="print the text as it comes; Ctrl-C ends the request")
     parser.add_argument("--json", action="store_true", help="print the whole answer as JSON, or each piece of a stream")
@@ -86,9 +90,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else gRPC writes lines of its own beside the error
     try:
-        with Client(options.url, options.protocol, options.timeout) as client:
+        api_key = read_key(options.api_key_file) if options.api_key_file else None
+        with Client(options.url, options.protocol, options.timeout, api_key) as client:
             (print_stream if options.stream else print_answer)(client, options)
-    except ClientError as error:
+    except (ClientError, ApiKeyError) as error:
         print(f"client.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

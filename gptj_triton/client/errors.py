@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from http.client import BadStatusLine
 
+from gptj_triton.api_key import ENVIRONMENT
+
+# Triton's words where a key is missing or wrong, over HTTP and gRPC.
+RESTRICTED = "is restricted, expecting header"
 NO_HTTP = "what answers is no HTTP server"
 NO_GRPC = "what answers is no gRPC server"
 
@@ -17,7 +21,8 @@ class ClientError(Exception):
     ├── ConnectionFailedError  no server at the URL, or the connection broke
     ├── NoAnswerInTimeError    the timeout passed
     └── ServerError            the server answered with an error; `status` is its HTTP or gRPC status, "" if a
-                               stream gives none
+        │                      stream gives none
+        └── KeyRefusedError    it demands a key, or another one
     """
 
 
@@ -37,6 +42,16 @@ class ServerError(ClientError):
     def __init__(self, message: str, status: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+class KeyRefusedError(ServerError):
+    def __init__(self, status: str) -> None:
+        super().__init__(f"the server demands an API key, or another one (--api-key-file, {ENVIRONMENT})", status)
+
+
+def server_error(message: str, status: str) -> ServerError:
+    """For an error that Triton answered."""
+    return KeyRefusedError(status) if RESTRICTED in message else ServerError(one_line(message), status)
 
 
 def not_from_triton(status: str, way: str, text: str) -> ServerError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import requests
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
+from gptj_triton.api_key import http_header
 from gptj_triton.client.address import is_this_machine
 from gptj_triton.client.answer import Answer
 from gptj_triton.client.errors import (
@@ -18,8 +20,8 @@ from gptj_triton.client.errors import (
     NoAnswerInTimeError,
     ServerError,
     not_from_triton,
-    one_line,
     reason,
+    server_error,
 )
 from gptj_triton.client.events import EventReader
 from gptj_triton.client.proxy import http_proxy, through
@@ -28,13 +30,21 @@ from gptj_triton.client.request import MODEL, PROMPT, STREAMING_MODEL, encoded, 
 OK = 200  # the only status of an answer
 
 
+def with_key(headers: dict[str, str], request: requests.PreparedRequest) -> requests.PreparedRequest:
+    request.headers.update(headers)
+    return request
+
+
 class GenerateEndpoint:
     """POST /v2/models/ensemble/generate, and /v2/models/ensemble_stream/generate_stream."""
 
-    def __init__(self, url: str, timeout: float) -> None:
+    def __init__(self, url: str, timeout: float, api_key: str | None) -> None:
         self._url, self._timeout = url, timeout
         self._session = requests.Session()
         self._session.trust_env = not is_this_machine(url)  # else it would ask a proxy for this machine
+        if api_key is not None:
+            # Not as a mere header: `requests` would put what ~/.netrc says of the host in its place.
+            self._session.auth = functools.partial(with_key, http_header(api_key))
         self._way = through(url, http_proxy(url))
 
     def close(self) -> None:
@@ -87,7 +97,7 @@ class GenerateEndpoint:
         except ValueError:
             answer = None
         if isinstance(answer, dict) and "error" in answer:
-            raise ServerError(one_line(str(answer["error"])), status)
+            raise server_error(str(answer["error"]), status)
         if not isinstance(answer, dict) or response.status_code != OK:
             raise not_from_triton(status, self._way, text or response.headers.get("Location", ""))
         return answer
@@ -103,7 +113,7 @@ class GenerateEndpoint:
             if not isinstance(event, dict):
                 raise ServerError(f"not an event of {STREAMING_MODEL}: {event!r:.200}", "")
             if "error" in event:
-                raise ServerError(one_line(str(event["error"])), "")
+                raise server_error(str(event["error"]), "")
             yield event
 
     @staticmethod

@@ -11,12 +11,15 @@ from typing import Any
 
 from tritonclient.utils import InferenceServerException
 
+from gptj_triton.api_key import grpc_metadata, http_header
 from gptj_triton.client.answer import Answer
 from gptj_triton.client.errors import (
     NO_GRPC,
     NO_HTTP,
+    RESTRICTED,
     ClientError,
     ConnectionFailedError,
+    KeyRefusedError,
     NoAnswerInTimeError,
     ServerError,
     not_from_triton,
@@ -36,10 +39,12 @@ EMPTY_BODY = "client received an empty response from the server."
 class InferEndpoint:
     """tritonclient's `infer`, whose HTTP and gRPC halves are alike but for where the timeout goes."""
 
-    def __init__(self, url: str, protocol: str, timeout: float) -> None:
+    def __init__(self, url: str, protocol: str, timeout: float, api_key: str | None) -> None:
         self._timeout = timeout
         self._triton = importlib.import_module(f"tritonclient.{protocol}")
         grpc = protocol == "grpc"
+        key_header = grpc_metadata if grpc else http_header
+        self._headers = None if api_key is None else key_header(api_key)
         self._infer_options = {"client_timeout": timeout} if grpc else {}
         proxy = grpc_proxy(url) if grpc else None  # tritonclient's HTTP takes no proxy
         self._way = through(url, proxy)
@@ -53,7 +58,8 @@ class InferEndpoint:
 
     def ask(self, prompts: list[str], fields: dict[str, Any]) -> list[Answer]:
         try:
-            result = self._client.infer(MODEL, self._inputs(prompts, fields), **self._infer_options)
+            inputs = self._inputs(prompts, fields)
+            result = self._client.infer(MODEL, inputs, headers=self._headers, **self._infer_options)
         except InferenceServerException as error:
             raise self._translated(error) from None
         except TimeoutError:
@@ -68,7 +74,7 @@ class InferEndpoint:
     def stream(self, prompt: str, fields: dict[str, Any]) -> Generator[Answer, None, None]:
         inputs = self._inputs([prompt], fields)
         arrived: queue.SimpleQueue[tuple[Any, InferenceServerException | None]] = queue.SimpleQueue()
-        self._client.start_stream(lambda result, error: arrived.put((result, error)))
+        self._client.start_stream(lambda result, error: arrived.put((result, error)), headers=self._headers)
         last = False
         try:
             # It refuses where the connection has failed already; why, is said by what arrives.
@@ -97,6 +103,8 @@ class InferEndpoint:
 
     def _translated(self, error: InferenceServerException) -> ClientError:
         message, status = one_line(error.message()), error.status() or ""
+        if RESTRICTED in message:
+            return KeyRefusedError(status.removeprefix("StatusCode."))
         if status == "StatusCode.DEADLINE_EXCEEDED":
             return NoAnswerInTimeError(f"no answer from {self._way} in {self._timeout:g} s")
         if status == "StatusCode.UNAVAILABLE" and not self._live():  # the server's own refusals look the same

@@ -20,8 +20,10 @@ from typing import NoReturn
 from gptj_triton.process.directory import RUN_VARIABLE
 from gptj_triton.process.temporary import is_plain
 from gptj_triton.project import BACKEND, EMBEDDED_MODEL, REPOSITORY, require_checkout
+from gptj_triton.serving.access import access_without_keys, choose_access, command_with_keys
 from gptj_triton.serving.checkpoint import Checkpoint, ModelRequest, find_checkpoint
 from gptj_triton.serving.errors import ServeError
+from gptj_triton.serving.hidden_arguments import plain
 from gptj_triton.serving.home import missing_settings
 from gptj_triton.serving.installation import Stage, find_triton, stage_backends
 from gptj_triton.serving.options import Options, check_ports_are_free, read_options, resolve_engine_python
@@ -78,6 +80,7 @@ def serve(options: Options, run: RunDirectory) -> int:
         nvidia_backend=options.backend_directory is not None,
         streaming_ensemble=options.streaming_ensemble,
     )
+    access = choose_access(options)
     stage_ready_model(run.path / "models")
     command = [
         *server_command(options, run.path / "models", stage),
@@ -93,16 +96,18 @@ def serve(options: Options, run: RunDirectory) -> int:
         *options.server_arguments,
     ]
 
+    with_keys = command_with_keys(command, access)
+
     def start(relay: Relay, restarts: int) -> TritonProcess:
         environment = {**stage.environment, **run.environment, RESTARTS_VARIABLE: str(restarts)}
-        return TritonProcess(command, environment, relay)
+        return TritonProcess(with_keys, environment, relay)
 
     try:
         supervisor = Supervisor(
             start,
             models,
             [options.http_port],
-            TritonApi(options.local_url, headers={}),
+            TritonApi(options.local_url, access.admin_headers),
             run,
             Restarts(options.max_restarts, options.restart_window),
             options.start_timeout,
@@ -164,8 +169,9 @@ def print_command(options: Options) -> None:
                 f"--print-command: Triton cannot serve from {str(path)!r}: it knows plain ASCII paths only"
             )
     stage = stage_backends(root, find_triton(), BACKEND)
-    command = [*server_command(options, REPOSITORY, stage), *options.server_arguments]
-    print(*stage.shell_exports, shlex.join(command), sep="\n")
+    closed = plain(access_without_keys().arguments)
+    command = [*server_command(options, REPOSITORY, stage), *closed, *options.server_arguments]
+    print(*stage.shell_exports, "umask 077", shlex.join(command), sep="\n")
 
 
 if __name__ == "__main__":

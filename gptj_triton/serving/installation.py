@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import resource
 import shlex
 import shutil
 import sys
@@ -21,9 +22,8 @@ from gptj_triton.serving.errors import ServeError
 from gptj_triton.serving.python_environment import find_programs
 from gptj_triton.triton.stubs import STUB
 
-# How a stub, whose first argument is the path of its model.py, notes its process id for stub_watch.py, if a launcher
-# watches.
-NOTE_STUB = f'[ -z "${RUN_VARIABLE}" ] || echo "$1" > "${RUN_VARIABLE}/stubs/$$"'
+BACKEND_LIBRARY = "libtriton_python.so"
+FCHMOD, FSYNC = b"\0fchmod\0", b"\0fsync\0\0"  # names in a table of them, equally long
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Stage:
     @property
     def environment(self) -> dict[str, str]:
         """This process's environment with `search_paths` in front, and without the working directory in any of them,
-        where an empty entry means it too."""
-        result = dict(os.environ)
+        where an empty entry means it too. AIP_MODE is left out: with it Triton opens a port that asks for no key."""
+        result = {name: value for name, value in os.environ.items() if name != "AIP_MODE"}
         for name, first in {**self.search_paths, "PYTHONPATH": ""}.items():
             others = [entry for entry in result.get(name, "").split(os.pathsep) if entry not in ("", ".")]
             result[name] = os.pathsep.join(filter(None, [first, *map(os.path.abspath, others)]))
@@ -124,13 +124,14 @@ def stage_backends(root: Path, triton: Triton, fastertransformer: Path) -> Stage
     python_backend.mkdir(parents=True)
     libraries.mkdir()
     # A copy, because Triton refuses a backend library that a link leads out of the backend's directory.
-    shutil.copy(triton.python_backend / "libtriton_python.so", python_backend)
+    library = (triton.python_backend / BACKEND_LIBRARY).read_bytes()
+    (python_backend / BACKEND_LIBRARY).write_bytes(with_private_regions(library))
     # A program of our own: Triton changes the mode of a stub that fails, and Python in a stub imports from the current
     # directory, so that must be an empty one. (A relative path of a model, the first argument, starts at Triton's own.)
     (root / "empty").mkdir()
     empty, stub = shlex.quote(str(root / "empty")), shlex.quote(str(triton.stub))
     change = f'case "$1" in /*) cd {empty} ;; esac'
-    write_program(python_backend / STUB, f'{NOTE_STUB}; {change}; exec {stub} "$@"')
+    write_program(python_backend / STUB, f'{begin_stub()}; {change}; exec {stub} "$@"')
     utilities = "triton_python_backend_utils.py"
     (python_backend / utilities).symlink_to(triton.python_backend / utilities)
     (root / "backends" / "fastertransformer").symlink_to(fastertransformer.resolve())
@@ -145,8 +146,28 @@ def stage_backends(root: Path, triton: Triton, fastertransformer: Path) -> Stage
 
 
 def write_noted_stub(path: Path, stub: Path) -> None:
-    """Writes a program that notes itself and becomes `stub`, a model's own."""
-    write_program(path, f'{NOTE_STUB}; exec {shlex.quote(str(stub))} "$@"')
+    """Writes a program that begins as every stub does and becomes `stub`, a model's own."""
+    write_program(path, f'{begin_stub()}; exec {shlex.quote(str(stub))} "$@"')
+
+
+def begin_stub() -> str:
+    """What each stub does first, as a line for a shell: it takes a smaller stack than tritonserver's (limits.py), and
+    notes its process id and the path of its model.py, its first argument, if a launcher watches (stub_watch.py)."""
+    return f'ulimit -S -s {stack_limit()}; [ -z "${RUN_VARIABLE}" ] || echo "$1" > "${RUN_VARIABLE}/stubs/$$"'
+
+
+def with_private_regions(library: bytes) -> bytes:
+    """The Python backend's library with `fsync` in place of its only `fchmod`, by which Boost gives each new region of
+    shared memory mode 0644, whatever the umask. `fsync` takes the same first argument and does nothing there.
+
+    A library that does not import `fchmod` by that one name is left as it is."""
+    return library.replace(FCHMOD, FSYNC) if library.count(FCHMOD) == 1 else library
+
+
+def stack_limit() -> str:
+    """The stack that this process's children may have, in KiB as a shell takes it."""
+    soft = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    return "unlimited" if soft == resource.RLIM_INFINITY else str(soft // 1024)
 
 
 def write_program(path: Path, command: str) -> None:

@@ -31,6 +31,8 @@ OWN_SERVER_OPTIONS = {
     **dict.fromkeys(
         ["http-address", "http-port", "grpc-address", "grpc-port", "metrics-address", "metrics-port"], OWN_ADDRESSES
     ),
+    **dict.fromkeys(["http-restricted-api", "grpc-restricted-protocol"], "use --api-key-file and --open-admin-api"),
+    **dict.fromkeys(["allow-sagemaker", "allow-vertex-ai"], "it is false, because its port asks for no key"),
 }
 # What a model repository served as committed takes from its own config.pbtxt.
 OVERRIDING_OPTIONS = (
@@ -45,7 +47,7 @@ OVERRIDING_OPTIONS = (
         "tensor_para_size",
         "engine_python",
     ),
-    *("stream_pieces_per_second", "streaming_ensemble", "backend_directory"),
+    *("stream_pieces_per_second", "streaming_ensemble", "backend_directory", "api_key_file", "open_admin_api"),
 )
 
 PORTS = ("http_port", "grpc_port", "metrics_port")
@@ -64,6 +66,8 @@ class Options:
     int8_mode: int
     tensor_para_size: int
     host: str
+    api_key_file: Path | None
+    open_admin_api: Path | None
     http_port: int
     grpc_port: int
     metrics_port: int
@@ -184,6 +188,10 @@ def parser() -> OneLineParser:
     add("--int8-mode", type=int, choices=[0, 1], default=0, help="1: weights in 8 bits, on one GPU (default: 0)")
     add("--tensor-para-size", type=positive, default=1, metavar="N", help="GPUs that share the model (default: 1)")
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    key_help = "its first line is a key that every request for text must bring, and that opens what reads"
+    add("--api-key-file", type=Path, metavar="FILE", help=key_help)
+    admin_help = "its first line is a key that opens Triton's APIs for models, shared memory, trace and logging"
+    add("--open-admin-api", type=Path, metavar="FILE", help=admin_help)
     add("--http-port", type=port, default=8000, metavar="PORT", help="default: 8000")
     add("--grpc-port", type=port, default=8001, metavar="PORT", help="default: 8001")
     add("--metrics-port", type=port, default=8002, metavar="PORT", help="default: 8002")
@@ -213,8 +221,9 @@ def read_options(arguments: Sequence[str]) -> Options:
     options = Options(**given, server_arguments=behind, exit_timeout=exit_timeout_in(behind))
     for argument in options.server_arguments:
         name = argument.removeprefix("--").partition("=")[0]
-        if name in OWN_SERVER_OPTIONS:
-            command_line.error(f"--{name} stands behind --, but the launcher sets it: {OWN_SERVER_OPTIONS[name]}")
+        own = own_option(argument)
+        if own is not None:
+            command_line.error(f"--{name} stands behind --, but the launcher sets it: {OWN_SERVER_OPTIONS[own]}")
     if options.print_command:
         for name in OVERRIDING_OPTIONS:
             if given[name] != command_line.get_default(name):
@@ -227,6 +236,17 @@ def read_options(arguments: Sequence[str]) -> Options:
         values = ", ".join(f"{flag(name)} {getattr(options, name)}" for name in PORTS)
         command_line.error(f"the ports must differ: {values}")
     return options
+
+
+def own_option(argument: str) -> str | None:
+    """The option of tritonserver that the launcher sets and that the argument is, or abbreviates."""
+    return next((option for option in OWN_SERVER_OPTIONS if is_or_abbreviates(argument, [option])), None)
+
+
+def is_or_abbreviates(argument: str, options: Sequence[str]) -> bool:
+    """Whether tritonserver, whose getopt takes abbreviations, may read the argument as one of its `options`."""
+    name = argument.removeprefix("--").partition("=")[0]
+    return argument.startswith("--") and name != "" and any(option.startswith(name) for option in options)
 
 
 def exit_timeout_in(server_arguments: Sequence[str]) -> int:

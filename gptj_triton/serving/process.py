@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 import psutil
 
 from gptj_triton.serving.errors import ServeError
+from gptj_triton.serving.hidden_arguments import Argument, start
+from gptj_triton.serving.limits import limit_server
 from gptj_triton.serving.relay import Relay
 from gptj_triton.serving.signals import pause, unblock_signals
 
@@ -28,23 +30,23 @@ POLL_SECONDS = 0.1
 class TritonProcess:
     """A started tritonserver; its output goes to `relay`."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], relay: Relay) -> None:
+    def __init__(self, command: Sequence[Argument], environment: Mapping[str, str], relay: Relay) -> None:
         """ServeError where the program cannot be started."""
         self._relay = relay
         relay.forget()
         try:
-            self._process = subprocess.Popen(
+            self._process = start(
                 command,
+                lambda: prepare_child(command),
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=relay.outlet,
                 stderr=relay.outlet,
                 # Its own session, so that Ctrl-C in a terminal reaches it through the launcher only.
                 start_new_session=True,
-                preexec_fn=prepare_child,
             )
         except OSError as error:
-            raise ServeError(f"{command[0]}: {error.strerror}") from None
+            raise ServeError(f"{command[0]}: {error.strerror or error}") from None
 
     @property
     def pid(self) -> int:
@@ -83,10 +85,12 @@ def adopt_orphans() -> None:
     call_prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
-def prepare_child() -> None:
-    """Runs in the child before tritonserver: it is told to stop when the launcher is killed, and its signals arrive."""
+def prepare_child(command: Sequence[Argument]) -> None:
+    """Runs in the child before `command`: it is told to stop when the launcher is killed, its signals arrive, and its
+    limits hold."""
     call_prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     unblock_signals()
+    limit_server(command)
 
 
 def call_prctl(option: int, value: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 import time
 
@@ -17,5 +18,12 @@ def clean_up(server_pid: int) -> None:
     end_orphaned_stubs(lambda region, server: server == server_pid)
 
 
+def allow_long_files() -> None:
+    """Undo the launcher's limit for the regions of Triton's stubs: what the engine writes is its compile caches."""
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+
 if __name__ == "__main__":
+    allow_long_files()
     sys.exit(server.main(clean_up=clean_up))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -174,7 +175,10 @@ def new_text(outputs: dict[str, Any]) -> str:
 
 def reason(server: Server, model: str) -> str:
     """Why a model could not be loaded."""
-    index = requests.post(f"http://{server.http_url}/v2/repository/index", headers=CLOSE, timeout=10).json()
+    assert server.tritonserver is not None
+    [key] = {key for word in server.tritonserver.cmdline() for key in re.findall("authorization=(.+)", word)}
+    headers = {**CLOSE, "Authorization": key}  # the printed command has one, which all local users see
+    index = requests.post(f"http://{server.http_url}/v2/repository/index", headers=headers, timeout=10).json()
     [found] = [entry.get("reason", "") for entry in index if entry["name"] == model]
     return str(found)
 
