@@ -288,13 +288,16 @@ def test_a_timeout_is_tritons_own_over_grpc(server: Server, client: Any) -> None
     assert pieces[-1].as_numpy("finish_reason").item() == b"timeout"
 
 
-def test_either_door_starts_the_engine_and_serves_without_the_other(launch: Callable[..., Server]) -> None:
+def test_either_door_starts_the_engine_and_serves_without_the_other(
+    launch: Callable[..., Server], admin_key: tuple[str, dict[str, str]]
+) -> None:
+    option, headers = admin_key
     ensembles = {"fastertransformer": "ensemble", "fastertransformer_stream": "ensemble_stream"}
-    server = launch().wait_until_ready()
+    server = launch(option).wait_until_ready()
 
     def index(action: str, model: str) -> None:
         url = f"http://{server.http_url}/v2/repository/models/{model}/{action}"
-        assert requests.post(url, headers=CLOSE, timeout=60).ok
+        assert requests.post(url, headers=headers, timeout=60).ok
 
     def unload(door: str) -> None:
         index("unload", ensembles[door])

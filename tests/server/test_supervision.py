@@ -144,12 +144,15 @@ def test_ready_is_false_while_the_engine_is_down(supervised: Server, number: sig
     assert supervised.engines not in ([], [engine]) and supervised.tritonserver == server
 
 
-def test_a_model_that_is_unloaded_in_order_is_no_fault(launch: Launch, tmp_path: Path) -> None:
-    server = launch("--model-repository", make_toy_repository(tmp_path / "toy")).wait_until_ready()
+def test_a_model_that_is_unloaded_in_order_is_no_fault(
+    launch: Launch, tmp_path: Path, admin_key: tuple[str, dict[str, str]]
+) -> None:
+    option, headers = admin_key
+    server = launch(option, "--model-repository", make_toy_repository(tmp_path / "toy")).wait_until_ready()
     running = server.tritonserver
     url = f"http://{server.http_url}/v2/repository/models/echo"
     for action in ("unload", "load", "unload"):
-        assert requests.post(f"{url}/{action}", headers=CLOSE, timeout=30).ok
+        assert requests.post(f"{url}/{action}", headers=headers, timeout=30).ok
     time.sleep(5)
     assert server.tritonserver == running and "again" not in server.log.read_text(errors="replace")
 
