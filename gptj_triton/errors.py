@@ -9,6 +9,10 @@ EngineError
 
 from __future__ import annotations
 
+# With this every message begins that says: not now, please try again. Triton's `generate` turns all errors of a model
+# into 400, so clients and proxies know them by this word.
+UNAVAILABLE = "UNAVAILABLE: "
+
 
 class EngineError(Exception):
     """Root of everything this package raises on purpose."""
@@ -31,9 +35,17 @@ class InvalidRequestError(EngineError):
         return self
 
 
+# Words for the metrics: why a request is refused that may be right.
+REFUSAL_REASONS = ("engine_down", "draining", "queue_full", "deadly")
+
+
 class RequestRefusedError(EngineError):
     """One request is refused though each of its fields is in range."""
 
 
 class UnavailableError(EngineError):
-    """No engine can take or finish the request now."""
+    """No engine can take or finish the request now; `reason` is a word for the metrics, of REFUSAL_REASONS."""
+
+    def __init__(self, message: str, reason: str = "engine_down") -> None:
+        super().__init__(message)
+        self.reason = reason

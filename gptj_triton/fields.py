@@ -41,7 +41,7 @@ class Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """One field of a request: one value a row, or a list of them (`many`).
+    """One field of a request: one value a row, or a list of them (`many`), whose length limits.py bounds.
 
     `name` is None where only the tensor exists. `minimum` and `maximum` are allowed values, except that `above_minimum`
     excludes the minimum. `default` is what absence means; `default_words` says it where it is no constant.
@@ -82,8 +82,6 @@ class Field:
 
     def range(self, most: float = math.inf) -> str:
         """The range in words, at most `most`: `0 to 1`, `more than 0, at most 1`, `1 or more`; "" for any value."""
-        if self.many:
-            return f"at most {MOST_WORDS} words of {MOST_WORD_BYTES} bytes in all"
         if self.minimum is None:
             return ""
         low, high = plain(self.minimum), plain(min(most, math.inf if self.maximum is None else self.maximum))
@@ -101,9 +99,6 @@ def plain(value: Any) -> str:
 
 # FasterTransformer's own limit for beams.
 MOST_SEQUENCES = 64
-# Room for any list that a person keeps; without limits one request could hold up everybody's tokenising.
-MOST_WORDS = 1024
-MOST_WORD_BYTES = 65536
 # The range of penalties is far beyond any use, and keeps logits finite.
 
 FIELDS = (

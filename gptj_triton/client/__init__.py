@@ -10,6 +10,7 @@ from gptj_triton.client.errors import (
     KeyRefusedError,
     NoAnswerInTimeError,
     ServerError,
+    UnavailableError,
 )
 from gptj_triton.client.request import MODEL, STREAMING_MODEL
 
@@ -25,5 +26,6 @@ __all__ = [
     "KeyRefusedError",
     "NoAnswerInTimeError",
     "ServerError",
+    "UnavailableError",
     "host_and_port",
 ]

@@ -14,7 +14,7 @@ from typing import Any
 from gptj_triton.api_key import ENVIRONMENT, ApiKeyError, read_key
 from gptj_triton.client.answer import Answer
 from gptj_triton.client.client import DEFAULT_URLS, Client
-from gptj_triton.client.errors import ClientError, InvalidFieldError
+from gptj_triton.client.errors import ClientError, InvalidFieldError, UnavailableError
 from gptj_triton.client.request import FIELDS, PROMPT, python_type
 
 INTERRUPTED = 130  # the exit status that shells give a program ended by Ctrl-C
@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
             (print_stream if options.stream else print_answer)(client, options)
     except (ClientError, ApiKeyError) as error:
         print(f"client.py: {error}", file=sys.stderr)
-        return 1
+        return os.EX_TEMPFAIL if isinstance(error, UnavailableError) else 1
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:

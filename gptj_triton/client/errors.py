@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from http.client import BadStatusLine
 
 from gptj_triton.api_key import ENVIRONMENT
+from gptj_triton.errors import UNAVAILABLE
 
 # Triton's words where a key is missing or wrong, over HTTP and gRPC.
 RESTRICTED = "is restricted, expecting header"
+# How an error of the kind "not now" begins; Triton writes the name of an ensemble before it.
+NOT_NOW = re.compile(rf"(in ensemble '[^']*', )?{UNAVAILABLE}")
 NO_HTTP = "what answers is no HTTP server"
 NO_GRPC = "what answers is no gRPC server"
 
@@ -22,7 +26,8 @@ class ClientError(Exception):
     ├── NoAnswerInTimeError    the timeout passed
     └── ServerError            the server answered with an error; `status` is its HTTP or gRPC status, "" if a
         │                      stream gives none
-        └── KeyRefusedError    it demands a key, or another one
+        ├── KeyRefusedError    it demands a key, or another one
+        └── UnavailableError   it cannot serve the request now; the same request may be sent again a little later
     """
 
 
@@ -49,9 +54,15 @@ class KeyRefusedError(ServerError):
         super().__init__(f"the server demands an API key, or another one (--api-key-file, {ENVIRONMENT})", status)
 
 
+class UnavailableError(ServerError):
+    pass
+
+
 def server_error(message: str, status: str) -> ServerError:
     """For an error that Triton answered."""
-    return KeyRefusedError(status) if RESTRICTED in message else ServerError(one_line(message), status)
+    if RESTRICTED in message:
+        return KeyRefusedError(status)
+    return (UnavailableError if NOT_NOW.match(message) else ServerError)(one_line(message), status)
 
 
 def not_from_triton(status: str, way: str, text: str) -> ServerError:

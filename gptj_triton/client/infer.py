@@ -16,15 +16,16 @@ from gptj_triton.client.answer import Answer
 from gptj_triton.client.errors import (
     NO_GRPC,
     NO_HTTP,
+    NOT_NOW,
     RESTRICTED,
     ClientError,
     ConnectionFailedError,
     KeyRefusedError,
     NoAnswerInTimeError,
-    ServerError,
     not_from_triton,
     one_line,
     reason,
+    server_error,
 )
 from gptj_triton.client.proxy import Proxy, grpc_proxy, through
 from gptj_triton.client.request import MODEL, OUTPUTS, STREAMING_MODEL, require_outputs, tensors
@@ -107,14 +108,14 @@ class InferEndpoint:
             return KeyRefusedError(status.removeprefix("StatusCode."))
         if status == "StatusCode.DEADLINE_EXCEEDED":
             return NoAnswerInTimeError(f"no answer from {self._way} in {self._timeout:g} s")
-        if status == "StatusCode.UNAVAILABLE" and not self._live():  # the server's own refusals look the same
+        if status == "StatusCode.UNAVAILABLE" and not NOT_NOW.match(message) and not self._live():
             words = message.rsplit(": ", 1)[-1].rstrip("]")
             for beginning, meaning in GRPC_WORDS.items():
                 words = meaning if words.startswith(beginning) else words
             return ConnectionFailedError(f"cannot reach {self._way}: {words}")
         if status.isdigit() and (error.debug_details() or message == EMPTY_BODY):  # over HTTP: no JSON
             return not_from_triton(status, self._way, error.debug_details() or "")
-        return ServerError(message, status.removeprefix("StatusCode."))
+        return server_error(message, status.removeprefix("StatusCode."))
 
     @staticmethod
     def _require_outputs(result: Any) -> None:

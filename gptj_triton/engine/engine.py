@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Hashable, Iterable
 from typing import Protocol
@@ -9,7 +10,7 @@ from typing import Protocol
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.engine.beam import BeamSearch
 from gptj_triton.engine.kv_pages import PagePool
-from gptj_triton.engine.metrics import METRICS, EngineMetrics, observe
+from gptj_triton.engine.metrics import EngineMetrics
 from gptj_triton.engine.runner import Launched
 from gptj_triton.engine.sampling_params import Limits, SamplingParams
 from gptj_triton.engine.scheduler import Scheduled, Scheduler
@@ -59,7 +60,8 @@ class Engine:
         self._runner = runner
         self._token_bytes = token_bytes
         self._searches: dict[Hashable, BeamSearch] = {}
-        self._launched: deque[Launched] = deque()
+        self._launched: deque[tuple[Launched, float]] = deque()  # with the moment
+        self._collected_at = 0.0
 
     @property
     def busy(self) -> bool:
@@ -99,7 +101,9 @@ class Engine:
         ended = [] if self._runner.can_run_ahead(self.scheduler.running) else self._collect(leave=0)
         step = self.scheduler.schedule()
         if step:
-            self._launched.append(self._runner.launch(step))
+            began = time.monotonic()
+            self._count_step(step, began)
+            self._launched.append((self._runner.launch(step), began))
         return ended + self._collect(leave=self._runner.steps_ahead if step else 0)
 
     def test(self) -> None:
@@ -107,9 +111,7 @@ class Engine:
         self.submit(Sequence("test", [0], SamplingParams(request_output_len=1, end_ids=())))
         while self.busy:
             self.step()
-        unused = EngineMetrics()
-        for name in METRICS:
-            setattr(self.metrics, name, getattr(unused, name))
+        self.metrics.take()
 
     def close(self) -> None:
         """End the model's other processes, if it has some. Nothing else may be called afterwards."""
@@ -123,15 +125,19 @@ class Engine:
         """Take the tokens of the steps in flight, except for the `leave` last ones; returns the requests that ended."""
         ended: list[list[Sequence]] = []
         while len(self._launched) > leave:
-            ended += self._take(self._runner.collect(self._launched.popleft()))
+            launched, began = self._launched.popleft()
+            chosen = self._runner.collect(launched)
+            # The steps in flight are computed one after another.
+            began, self._collected_at = max(began, self._collected_at), time.monotonic()
+            self.metrics.step_time_seconds.observe(self._collected_at - began)
+            ended += self._take(chosen)
         return ended
 
     def _take(self, chosen: list[tuple[Sequence, list[Sampled]]]) -> list[list[Sequence]]:
         ended: list[list[Sequence]] = []
         beams: dict[Hashable, list[tuple[Sequence, list[Sampled]]]] = {}
         live = [(sequence, choices) for sequence, choices in chosen if sequence.finish_reason is None]
-        self.metrics.generated_tokens += len(live)
-        observe(self.metrics.step_sequences, len(live))
+        self._count_tokens([sequence for sequence, _ in live])
         for sequence, choices in live:
             if sequence.params.beam_width > 1:
                 beams.setdefault(sequence.key, []).append((sequence, choices))
@@ -140,7 +146,32 @@ class Engine:
             if sequence.finish_reason is not None:
                 self.scheduler.remove([sequence])
                 ended.append([sequence])
-        return ended + [result for candidates in beams.values() if (result := self._branch(candidates))]
+        ended += [result for candidates in beams.values() if (result := self._branch(candidates))]
+        for first, *_ in ended:
+            self.metrics.e2e_request_latency_seconds.observe(self._collected_at - first.submitted_at)
+        return ended
+
+    def _count_step(self, step: list[Scheduled], now: float) -> None:
+        """Note that a step begins now."""
+        metrics = self.metrics
+        metrics.iteration_tokens_total.observe(sum(scheduled.num_tokens for scheduled in step))
+        for sequence in (scheduled.sequence for scheduled in step if not scheduled.sequence.begun_at):
+            sequence.begun_at = now
+            metrics.request_queue_time_seconds.observe(now - sequence.submitted_at)
+            metrics.prompt_tokens_total += len(sequence.prompt)
+            metrics.prefix_cache_queries_total += len(sequence.prompt)
+            metrics.prefix_cache_hits_total += sequence.num_cached
+
+    def _count_tokens(self, sequences: list[Sequence]) -> None:
+        """Note that each of the sequences gets a token now."""
+        metrics, now = self.metrics, self._collected_at
+        metrics.generation_tokens_total += len(sequences)
+        metrics.step_sequences.observe(len(sequences))
+        metrics.inter_token_latency_seconds.observe(*[now - each.token_at for each in sequences if each.token_at])
+        for each in sequences:
+            if not each.token_at:
+                metrics.time_to_first_token_seconds.observe(now - each.submitted_at)
+            each.token_at = now
 
     def _branch(self, candidates: list[tuple[Sequence, list[Sampled]]]) -> list[Sequence]:
         """Put a search's next beams in the place of those that the step computed; returns its result if it ended."""

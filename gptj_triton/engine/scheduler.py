@@ -78,10 +78,18 @@ class Scheduler:
 
     def update_gauges(self) -> None:
         """Set the gauges among the metrics to what is the case now."""
-        self.metrics.running_sequences = len(self.running)
-        self.metrics.waiting_sequences = len(self.waiting)
-        self.metrics.kv_cache_used_pages = self.pool.num_pages - self.pool.num_free
-        self.metrics.kv_cache_pages = self.pool.num_pages
+        metrics, pool = self.metrics, self.pool
+        metrics.num_requests_running = len(self.running)
+        metrics.num_requests_waiting = len(self.waiting)
+        metrics.num_requests_prefilling = sum(not sequence.token_at for sequence in self.running)
+        metrics.num_requests_active = len(self)
+        metrics.num_requests_max = self.max_sequences
+        metrics.num_tokens_waiting = sum(sequence.num_known for sequence in self.waiting)
+        metrics.kv_cache_pages = pool.num_pages
+        metrics.kv_cache_free_pages = pool.num_free
+        metrics.kv_cache_used_pages = pool.num_pages - pool.num_free
+        metrics.kv_cache_usage_perc = metrics.kv_cache_used_pages / pool.num_pages
+        metrics.kv_cache_page_tokens = pool.page_size
 
     def schedule(self) -> list[Scheduled]:
         """Choose the next step's work; empty when there is none."""
@@ -137,7 +145,7 @@ class Scheduler:
                     self.running.remove(member)
                     self.pool.release(member)
                     self.waiting.appendleft(member)
-                    self.metrics.preemptions += 1
+                    self.metrics.num_preemptions_total += 1
             if sequence in last:
                 return False
         return True

@@ -6,6 +6,7 @@ A request of a user becomes one sequence for each row and each returned sequence
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
@@ -28,7 +29,8 @@ class Sequence:
     done; the others are yet to be computed.
 
     `group` holds the sequences that must decode in the same step: this one alone, or all beams of a search.
-    `in_flight` counts tokens that steps under way will add: they have a position, but nobody knows them yet.
+    `in_flight` counts tokens that steps under way will add: they have a position, but nobody knows them yet. Moments
+    are those of time.monotonic(), 0 for what has not happened.
     """
 
     key: Hashable
@@ -44,6 +46,9 @@ class Sequence:
     group: list[Sequence] = field(default_factory=list)
     top_p: float = 1.0
     finish_reason: str | None = None
+    submitted_at: float = field(default_factory=time.monotonic)
+    begun_at: float = 0.0  # the first step that computes it
+    token_at: float = 0.0  # its last token
     _bad_words: BadWords = field(init=False, repr=False)
     _stop_words: StopSequences[tuple[int, ...]] = field(init=False, repr=False)
     _stop_strings: StopSequences[bytes] = field(init=False, repr=False)

@@ -12,7 +12,6 @@ import contextlib
 import logging
 import math
 import os
-import queue
 import secrets
 import signal
 import threading
@@ -40,6 +39,7 @@ NOT_READY = "the engine is not ready yet; please try again"
 ENGINE_DIED = "the engine process ended unexpectedly; a new one is being started, please try again"
 NO_ENGINE = "the engine process ended and no new one works yet, which the server goes on trying; please try again later"
 SHUTTING_DOWN = "the server is shutting down"
+TICK_MS = int(TICK_SECONDS * 1000)
 DRAIN_GRACE = 1.0  # seconds after which an engine that should have answered all requests is not waited for
 RETRY_SECONDS = 1.0  # after an error that is not the engine's: a full disk, say
 
@@ -48,10 +48,14 @@ log = logging.getLogger("gptj_triton")
 
 @dataclass(frozen=True)
 class Failed:
-    """The answer to a request that no engine finishes; `message` says why, and `invalid` that none ever will."""
+    """The answer to a request that no engine finishes; `message` says why, and `invalid` that none ever will.
+
+    `refused` is a word for the metrics where it was not begun, one of REFUSAL_REASONS.
+    """
 
     message: str
     invalid: bool = False
+    refused: str = ""
 
 
 Answer: TypeAlias = messages.Finished | Failed
@@ -72,18 +76,27 @@ class EngineClient:
     """Requests go out from the thread that calls `submit`; answers arrive on a thread of this class."""
 
     def __init__(
-        self, config: EngineConfig, server_pid: int, name: str, engine_module: str = "gptj_triton.process.server"
+        self,
+        config: EngineConfig,
+        server_pid: int,
+        name: str,
+        engine_module: str = "gptj_triton.process.server",
+        model: str = "",
+        on_report: Callable[[EngineMetrics | None], None] = lambda report: None,
     ) -> None:
         """Join the engine, starting it if it is not there; returns when it has generated a token.
 
         `server_pid` is the server of this frontend, and `name` is unique among the frontends of that server;
-        `engine_module` is run as the engine process. Raises ConfigError with the engine's own words when it cannot
-        start.
+        `engine_module` is run as the engine process. `on_report` is called on another thread with what the engine has
+        counted since the last call, or with None if another frontend publishes that: the first by `model`. Raises
+        ConfigError with the engine's own words when it cannot start.
         """
         self._server_pid = server_pid
         self._name = name
+        self._model = model
+        self._on_report = on_report
+        self._publishes = False
         self._step_timeout = config.step_timeout
-        self.reports: queue.SimpleQueue[EngineMetrics] = queue.SimpleQueue()  # of the engine's metrics, oldest first
         self._directory = EngineDirectory.of(config, server_pid)
         self._directory.make()
         self._starter = EngineStarter(config, self._directory, server_pid, engine_module)
@@ -92,7 +105,7 @@ class EngineClient:
         self._decoder = msgspec.msgpack.Decoder(messages.ToFrontend)
         self._pending: dict[int, Pending] = {}
         self._deadly = DeadlyRequests(config.refuse_after_deaths)
-        self._deaths = self._hangs = 0  # of engines, as this frontend saw them
+        self._hung = False  # the engine that ended last
         self._lock = threading.Lock()  # guards _pending, _deadly, _ready and the use of _outbox
         self._ready = False
         self._unavailable = NOT_READY
@@ -136,7 +149,8 @@ class EngineClient:
         """
         with self._lock:
             if not self._ready:
-                raise UnavailableError(self._unavailable)
+                reason = "draining" if self._unavailable == SHUTTING_DOWN else "engine_down"
+                raise UnavailableError(self._unavailable, reason)
             if deaths := self._deadly.deaths_under(prompt, params):
                 raise RequestRefusedError(
                     f"the request is refused: the engine process ended unexpectedly {deaths} times while it had a "
@@ -144,7 +158,7 @@ class EngineClient:
                 )
             number = secrets.randbits(63)  # nobody can guess it: a cancel handle carries it
             self._pending[number] = Pending(prompt, params, on_answer, on_tokens)
-            self._send(messages.Submit(self._name, number, prompt, params, stream, timeout))
+            self._send(messages.Submit(self._name, number, prompt, params, time.monotonic(), stream, timeout))
         return number
 
     def cancel_handle(self, number: int) -> bytes:
@@ -200,7 +214,7 @@ class EngineClient:
             self._outbox = self._context.socket(zmq.PUSH)
             self._outbox.set_hwm(0)
             self._outbox.connect(self._directory.engine_address)
-            self._send(messages.Hello(self._name, os.getpid(), self._server_pid, self._address))
+            self._send(messages.Hello(self._name, self._model, os.getpid(), self._server_pid, self._address))
             welcome = self._await_welcome()
             if welcome is not None or self._closing:
                 return welcome
@@ -228,10 +242,19 @@ class EngineClient:
     def _await_welcome(self) -> messages.Welcome | None:
         """The engine's welcome, however long it takes to load; None if it ended or this frontend closes instead."""
         poller = self._poller()
-        while self._inbox in (events := dict(poller.poll())) and self._woken not in events:
-            message = self._decoder.decode(self._inbox.recv())
-            if isinstance(message, messages.Welcome):
-                return message
+        watch: HeartbeatWatch | None = None
+        while self._woken not in (events := dict(poller.poll(TICK_MS))):
+            if self._inbox in events:
+                message = self._decoder.decode(self._inbox.recv())
+                if isinstance(message, messages.Welcome):
+                    return message
+            elif self._pidfd in events:
+                break
+            elif watch is not None:
+                self._end_engine_for(watch.look())
+            else:
+                with contextlib.suppress(OSError):  # it has just begun
+                    watch = HeartbeatWatch(self._directory.heartbeat, self._step_timeout)
         os.close(self._pidfd)
         return None
 
@@ -267,7 +290,7 @@ class EngineClient:
         except OSError:  # it has ended
             return True
         next_look = time.monotonic() + TICK_SECONDS
-        while self._pidfd not in (events := dict(poller.poll(int(TICK_SECONDS * 1000)))):
+        while self._pidfd not in (events := dict(poller.poll(TICK_MS))):
             if self._woken in events:
                 return False
             if self._inbox in events:
@@ -275,19 +298,19 @@ class EngineClient:
             if time.monotonic() >= next_look:
                 next_look = time.monotonic() + TICK_SECONDS
                 self._end_overdue_drain()
-                problem = watch.look()
-                if problem is not None:
-                    self._end_engine(problem)
+                if self._end_engine_for(watch.look()):
                     return True
         return True
 
-    def _end_engine(self, problem: str) -> None:
-        log.error("the engine process %d is ended: %s", self.engine_info.engine_pid, problem)
-        self._hangs += 1
-        try:
+    def _end_engine_for(self, problem: str | None) -> bool:
+        """End the engine if it has a problem; whether it had to be."""
+        if problem is None:
+            return False
+        log.error("the engine process is ended: %s", problem)
+        self._hung = True
+        with contextlib.suppress(ProcessLookupError):  # another frontend has ended it
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        except ProcessLookupError:
-            return  # another frontend has ended it
+        return True
 
     def _take_message(self) -> None:
         try:
@@ -296,8 +319,9 @@ class EngineClient:
             log.exception("a message of the engine could not be handed on")
 
     def _dispatch(self, message: messages.ToFrontend) -> None:
-        if isinstance(message, EngineMetrics):
-            self._report(message)
+        if isinstance(message, messages.Report):
+            self._publishes = message.publisher == self._name
+            self._on_report(message.metrics if self._publishes else None)
         elif isinstance(message, messages.Deltas):
             for delta in message.deltas:
                 pending = self._pending.get(delta.request)
@@ -317,13 +341,10 @@ class EngineClient:
             if isinstance(message, messages.Finished):
                 self._deadly.clear(pending.prompt, pending.params)
         pending.on_answer(
-            message if isinstance(message, messages.Finished) else Failed(message.message, message.invalid)
+            message
+            if isinstance(message, messages.Finished)
+            else Failed(message.message, message.invalid, message.reason)
         )
-
-    def _report(self, metrics: EngineMetrics) -> None:
-        """Hand the engine's metrics on, with what this frontend has counted."""
-        metrics.engine_restarts, metrics.engine_hangs = self._deaths, self._hangs
-        self.reports.put(metrics)
 
     def _end_overdue_drain(self) -> None:
         if self._drain_deadline is not None and time.monotonic() > self._drain_deadline:
@@ -335,8 +356,9 @@ class EngineClient:
         self._stop_submitting(SHUTTING_DOWN if draining else ENGINE_DIED)
         while self._inbox.poll(0):  # answers sent before it died count
             self._take_message()
-        self._deaths += 1
-        self._report(EngineMetrics())
+        if self._publishes:
+            self._on_report(EngineMetrics(engine_restarts_total=1, engine_hangs_total=int(self._hung)))
+        self._hung = False
         with self._lock:
             self._deadly.count((pending.prompt, pending.params) for pending in self._pending.values())
         self._fail_pending(ENGINE_DIED)

@@ -17,6 +17,7 @@ from pathlib import Path
 BEAT_SECONDS = 0.2
 TICK_SECONDS = 0.25  # between two looks of a frontend
 SILENT_SECONDS = 3.0
+SILENT_LOADING_SECONDS = 60.0  # Python code can be held up for long while weights are read
 LAYOUT = struct.Struct("qqq")
 _BEATS, _STEP = struct.Struct("q"), struct.Struct("qq")
 
@@ -57,7 +58,7 @@ class HeartbeatWatch:
 
     def __init__(self, path: Path, step_timeout: float) -> None:
         """`path` is the engine's; a step may take `step_timeout` seconds, with 0 as long as it likes. Raises OSError
-        where the engine has ended.
+        where the engine has ended, or has not begun to beat.
         """
         memory = os.open(path, os.O_RDONLY)
         try:
@@ -75,8 +76,9 @@ class HeartbeatWatch:
         self._silent = self._silent + 1 if beats == last_beats else 0
         self._in_step = self._in_step + 1 if began and steps == last_steps else 0
         self._seen = beats, steps
-        if self._silent * TICK_SECONDS >= SILENT_SECONDS:
-            return f"no sign of life for {SILENT_SECONDS:g} s"
+        most = SILENT_SECONDS if steps else SILENT_LOADING_SECONDS
+        if self._silent * TICK_SECONDS >= most:
+            return f"no sign of life for {most:g} s"
         if self._step_timeout and self._in_step * TICK_SECONDS >= self._step_timeout:
             return f"a step takes longer than {self._step_timeout:g} s (parameter step_timeout)"
         return None

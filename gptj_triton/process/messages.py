@@ -16,10 +16,11 @@ from gptj_triton.engine.sampling_params import Limits, SamplingParams
 
 class Hello(msgspec.Struct, tag="hello"):
     """A frontend joins; the engine connects to its `address` (a ZeroMQ endpoint) and watches its process and its
-    server's.
+    server's. `model` is the name by which it publishes the engine's metrics.
     """
 
     frontend: str
+    model: str
     pid: int
     server_pid: int
     address: str
@@ -27,6 +28,8 @@ class Hello(msgspec.Struct, tag="hello"):
 
 class Submit(msgspec.Struct, tag="submit"):
     """Continue `prompt` (token ids) for at most `timeout` seconds, 0 for as long as it takes.
+
+    `submitted_at` is the moment of time.monotonic() from which its times are measured.
 
     With `stream`, which beam search does not have, its tokens are sent as they come; the answer holds all of them too.
     In the last seconds before its timeout any request is streamed.
@@ -36,6 +39,7 @@ class Submit(msgspec.Struct, tag="submit"):
     request: int
     prompt: list[int]
     params: SamplingParams
+    submitted_at: float
     stream: bool = False
     timeout: float = 0.0
 
@@ -104,12 +108,14 @@ class Finished(msgspec.Struct, tag="finished"):
 class Refused(msgspec.Struct, tag="refused"):
     """The one answer to a request that the engine does not finish; `message` says why, for users.
 
-    The server cannot serve it now, or with `invalid` never: another could not either.
+    The server cannot serve it now, or with `invalid` never: another could not either. `reason` is a word for the
+    metrics, where it was not begun: "invalid" or one of REFUSAL_REASONS.
     """
 
     request: int
     message: str
     invalid: bool = False
+    reason: str = ""
 
 
 class Draining(msgspec.Struct, tag="draining"):
@@ -118,5 +124,12 @@ class Draining(msgspec.Struct, tag="draining"):
     seconds: float
 
 
+class Report(msgspec.Struct, tag="report"):
+    """What the engine counted since its last report. `publisher` is the one frontend that publishes it."""
+
+    publisher: str
+    metrics: EngineMetrics
+
+
 ToEngine: TypeAlias = Hello | Submit | Cancel | Goodbye | Drain
-ToFrontend: TypeAlias = Welcome | Deltas | EngineMetrics | Finished | Refused | Draining
+ToFrontend: TypeAlias = Welcome | Deltas | Report | Finished | Refused | Draining

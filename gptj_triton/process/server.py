@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import math
 import os
 import signal
 import sys
@@ -37,7 +38,7 @@ from gptj_triton.process.directory import EngineDirectory, write_private
 from gptj_triton.process.heartbeat import Heartbeat
 from gptj_triton.process.lifetime import Lifetime
 
-REPORT_INTERVAL = 0.1  # seconds between two reports of the metrics while the engine is busy
+REPORT_INTERVAL = 0.25  # seconds between two reports of the metrics
 ALONE_SECONDS = 600  # for which an engine without frontends waits for one
 LAST_SECONDS = 5.0  # before a timeout, in which a frontend gets the tokens as they come: a step may outlast it
 SHUTTING_DOWN = "the server is shutting down"
@@ -64,8 +65,12 @@ class Stream:
 
 @dataclass(eq=False)
 class Frontend:
-    """A process that sends requests: where to answer, how to see that it died, and its requests in flight."""
+    """A process that sends requests: where to answer, how to see that it died, and its requests in flight.
 
+    `model` is the name by which it publishes metrics.
+    """
+
+    model: str
     outbox: zmq.Socket[bytes]
     pidfd: int
     requests: set[int] = field(default_factory=set)
@@ -99,7 +104,7 @@ class EngineServer:
         self._drained = False
         self._deadlines: dict[Hashable, Deadline] = {}
         self._reported = EngineMetrics()
-        self._reported_at = 0.0
+        self._next_report = 0.0
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(messages.ToEngine)
 
@@ -120,10 +125,10 @@ class EngineServer:
     def _receive(self, engine: Engine, wait: bool) -> None:
         if wait:
             self._heartbeat.rest()
-        events = dict(self._poller.poll((None if self._frontends else ALONE_SECONDS * 1000) if wait else 0))
+        events = dict(self._poller.poll(self._most_wait(engine) if wait else 0))
         self._heartbeat.begin_step()
         dead = [frontend for frontend in self._frontends.values() if frontend.pidfd in events]
-        if wait and not events:
+        if wait and not events and not self._frontends:
             log.warning("no frontend has come for %d s; the engine ends", ALONE_SECONDS)
             self._left = True
         while self._inbox.poll(0):
@@ -164,27 +169,30 @@ class EngineServer:
         outbox = self._context.socket(zmq.PUSH)
         outbox.set_hwm(0)
         outbox.connect(hello.address)
-        self._frontends[hello.frontend] = Frontend(outbox, pidfd)
+        self._frontends[hello.frontend] = Frontend(hello.model, outbox, pidfd)
         self._left = False
         self._poller.register(pidfd, zmq.POLLIN)
         model = engine.model_config
         welcome = messages.Welcome(os.getpid(), engine.limits, model.start_id, model.end_ids)
         outbox.send(self._encoder.encode(welcome))
-        engine.scheduler.update_gauges()
-        outbox.send(self._encoder.encode(engine.metrics.without_histograms()))
+        self._send_report(engine)
         if self._drain_deadline is not None:
             outbox.send(self._encoder.encode(messages.Draining(0.0)))
 
     def _submit(self, engine: Engine, submit: messages.Submit) -> None:
         frontend = self._frontends[submit.frontend]
         if self._drain_deadline is not None:
-            frontend.outbox.send(self._encoder.encode(messages.Refused(submit.request, SHUTTING_DOWN)))
-            return
-        if not submit.params.fits(submit.prompt, engine.limits):  # it was checked for the engine before this one
-            refused = messages.Refused(submit.request, "the request does not fit the model that is served now", True)
+            refused = messages.Refused(submit.request, SHUTTING_DOWN, reason="draining")
             frontend.outbox.send(self._encoder.encode(refused))
             return
-        sequence = Sequence((submit.frontend, submit.request), submit.prompt, submit.params)
+        if not submit.params.fits(submit.prompt, engine.limits):  # it was checked for the engine before this one
+            words = "the request does not fit the model that is served now"
+            refused = messages.Refused(submit.request, words, True, "invalid")
+            frontend.outbox.send(self._encoder.encode(refused))
+            return
+        sequence = Sequence(
+            (submit.frontend, submit.request), submit.prompt, submit.params, submitted_at=submit.submitted_at
+        )
         engine.submit(sequence)
         frontend.requests.add(submit.request)
         if submit.stream:
@@ -233,16 +241,34 @@ class EngineServer:
                 frontend.outbox.send(self._encoder.encode(messages.Deltas(deltas)))
 
     def _report_metrics(self, engine: Engine) -> None:
-        """Send the metrics to all frontends if they have changed: at once when the engine falls idle."""
-        now = time.monotonic()
-        if engine.busy and now < self._reported_at + REPORT_INTERVAL:
+        """Report if it is time to and anything has happened."""
+        if time.monotonic() >= self._next_report and self._has_news(engine):
+            self._send_report(engine)
+
+    def _most_wait(self, engine: Engine) -> int | None:
+        """Milliseconds for which an idle engine may wait: for a frontend, or until it is to report. None: as long as it
+        takes.
+        """
+        if not self._frontends:
+            return ALONE_SECONDS * 1000
+        if not self._has_news(engine):
+            return None
+        return max(0, math.ceil((self._next_report - time.monotonic()) * 1e3))
+
+    def _has_news(self, engine: Engine) -> bool:
+        engine.scheduler.update_gauges()
+        return engine.metrics.has_news(self._reported)
+
+    def _send_report(self, engine: Engine) -> None:
+        """Send all frontends what has been counted: the first of them by its model's name publishes it."""
+        if not self._frontends:
             return
         engine.scheduler.update_gauges()
-        if engine.metrics.differ_from(self._reported):
-            self._reported, self._reported_at = engine.metrics.take(), now
-            message = self._encoder.encode(self._reported)
-            for frontend in self._frontends.values():
-                frontend.outbox.send(message)
+        self._reported, self._next_report = engine.metrics.take(), time.monotonic() + REPORT_INTERVAL
+        publisher = min(self._frontends, key=lambda name: (self._frontends[name].model, name))
+        message = self._encoder.encode(messages.Report(publisher, self._reported))
+        for frontend in self._frontends.values():
+            frontend.outbox.send(message)
 
     def _answer(self, sequences: list[Sequence]) -> None:
         name, request = _address(sequences[0])
@@ -264,6 +290,7 @@ class EngineServer:
         self._poller.unregister(frontend.pidfd)
         os.close(frontend.pidfd)
         frontend.outbox.close(linger=1000)
+        self._send_report(engine)  # another frontend may be the one that publishes now
 
 
 def _address(sequence: Sequence) -> tuple[str, int]:

@@ -68,7 +68,11 @@ class EngineStarter:
             except OSError as error:
                 program = self._config.engine_python
                 raise ConfigError(f"the engine cannot be started with {program}: {error.strerror}") from None
-            write_private(directory.pid_file, str(self._child.pid))
+            try:
+                write_private(directory.pid_file, str(self._child.pid))
+            except OSError:  # a full disk; nobody could find this engine
+                self._child.kill()
+                raise
             return os.pidfd_open(self._child.pid)
 
     def _count_attempt(self) -> None:

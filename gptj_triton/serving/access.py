@@ -15,8 +15,8 @@ from pathlib import Path
 from gptj_triton.api_key import NAME, ApiKeyError, http_header, read_key
 from gptj_triton.serving.errors import ServeError
 from gptj_triton.serving.hidden_arguments import Argument, Hidden, plain, why_not
+from gptj_triton.serving.log import log
 from gptj_triton.serving.options import Options
-from gptj_triton.serving.process import say
 
 # All that Triton 2.51 knows but `health`, which probes ask.
 ADMIN_APIS = ("shared-memory", "model-repository", "trace", "logging")
@@ -76,7 +76,7 @@ def choose_access(options: Options) -> Access:
         raise ServeError("--open-admin-api and --api-key-file hold the same key: every client would be an operator")
     open_to_others = not ipaddress.ip_address(options.address).is_loopback
     if open_to_others and api_key is None:
-        say(f"warning: --host {options.host}: everybody who reaches this machine may ask for text (--api-key-file)")
+        log.say(f"warning: --host {options.host}: everybody who reaches this machine may ask for text (--api-key-file)")
     return Access(
         admin_key=operators or secrets.token_urlsafe(32),
         api_key=api_key,
@@ -95,9 +95,9 @@ def users_key(option: str, path: Path | None) -> str | None:
     except (ApiKeyError, OSError) as error:
         raise ServeError(f"{option}: {error}") from None
     if stat.S_ISREG(about.st_mode) and about.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        say(f"warning: {option} {path}: other users may read or change it (mode {stat.S_IMODE(about.st_mode):03o})")
+        log.say(f"warning: {option} {path}: other users may read or change it (mode {stat.S_IMODE(about.st_mode):03o})")
     if len(key) < SHORT_KEY:
-        say(f"warning: {option} {path}: a key of {len(key)} characters can be guessed: take 32 random ones")
+        log.say(f"warning: {option} {path}: a key of {len(key)} characters can be guessed: take 32 random ones")
     return key
 
 
@@ -110,5 +110,5 @@ def command_with_keys(command: Sequence[Argument], access: Access) -> list[Argum
         return whole
     if access.keys_are_the_users:
         raise ServeError(f"the keys would stand on tritonserver's command line, which all local users see: {reason}")
-    say(f"warning: local users can see the key that closes Triton's administrative APIs: {reason}")
+    log.say(f"warning: local users can see the key that closes Triton's administrative APIs: {reason}")
     return list(plain(whole))

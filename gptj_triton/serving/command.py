@@ -26,9 +26,10 @@ from gptj_triton.serving.errors import ServeError
 from gptj_triton.serving.hidden_arguments import plain
 from gptj_triton.serving.home import missing_settings
 from gptj_triton.serving.installation import Stage, find_triton, stage_backends
+from gptj_triton.serving.log import log
 from gptj_triton.serving.options import Options, check_ports_are_free, read_options, resolve_engine_python
 from gptj_triton.serving.plain_paths import PlainPaths
-from gptj_triton.serving.process import TritonProcess, say
+from gptj_triton.serving.process import TritonProcess
 from gptj_triton.serving.readiness import stage_ready_model
 from gptj_triton.serving.relay import Relay
 from gptj_triton.serving.repository import Overrides, stage_repository
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in STOP_SIGNALS:
         signal.signal(number, stop_early)
     options = read_options(sys.argv[1:] if arguments is None else arguments)
+    log.as_json = options.log_format == "json"
     try:
         if options.print_command:
             print_command(options)
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_ports_are_free(options)
             return serve(options, run)
     except (ServeError, OSError) as error:
-        say(str(error))
+        log.say(str(error), "error")
         return 1
     except StopRequestedError as request:
         return 128 + request.signal_number
@@ -114,7 +116,7 @@ def serve(options: Options, run: RunDirectory) -> int:
             options.drain_timeout,
             options.exit_timeout,
         )
-        cut = supervisor.serve(lambda: print(f"READY {options.url}", flush=True))
+        cut = supervisor.serve(lambda: log.say_ready(options.url))
     except ServeError as error:
         raise ServeError(plain.in_users_words(str(error))) from None
     return REQUESTS_CUT if cut else 0
@@ -135,6 +137,7 @@ def choose_overrides(options: Options, folder: Path, plain: PlainPaths) -> Overr
         tensor_para_size=options.tensor_para_size,
         engine_python=plain.program(resolve_engine_python(options), "engine-python"),
         stream_pieces_per_second=options.stream_pieces_per_second,
+        limits=dict(options.limit),
     )
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from gptj_triton.checkpoint.data_types import COMPUTE_TYPES, FP8
+from gptj_triton.errors import ConfigError
+from gptj_triton.limits import parse_limit
 from gptj_triton.project import REPOSITORY
 from gptj_triton.serving.errors import ServeError
 
@@ -47,7 +49,8 @@ OVERRIDING_OPTIONS = (
         "tensor_para_size",
         "engine_python",
     ),
-    *("stream_pieces_per_second", "streaming_ensemble", "backend_directory", "api_key_file", "open_admin_api"),
+    *("stream_pieces_per_second", "streaming_ensemble", "limit", "backend_directory"),
+    *("api_key_file", "open_admin_api"),
 )
 
 PORTS = ("http_port", "grpc_port", "metrics_port")
@@ -73,8 +76,10 @@ class Options:
     metrics_port: int
     stream_pieces_per_second: int | None
     streaming_ensemble: bool
+    limit: list[tuple[str, int]]  # each name and number that was given
     backend_directory: Path | None
     engine_python: str
+    log_format: str
     print_command: bool
     server_arguments: tuple[str, ...]
     start_timeout: int  # seconds
@@ -149,6 +154,14 @@ def positive(text: str) -> int:
     return value
 
 
+def limit(text: str) -> tuple[str, int]:
+    name, _, number = text.partition("=")
+    try:
+        return name, parse_limit(name, number)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def natural(text: str) -> int:
     value = int(text)
     if value < 0:
@@ -199,6 +212,8 @@ def parser() -> OneLineParser:
     add("--stream-pieces-per-second", type=positive, metavar="N", help=pace_help)
     ensemble_help = "let `ensemble` stream where a request says stream: true, and lose `infer` on it"
     add("--streaming-ensemble", action="store_true", help=ensemble_help)
+    limit_help = "the most that a request may hold, such as max_request_tokens=100000; may be given again"
+    add("--limit", type=limit, action="append", default=[], metavar="NAME=NUMBER", help=limit_help)
     add("--backend-directory", type=Path, metavar="DIR", help="directory with NVIDIA's fastertransformer backend")
     add("--engine-python", default="python3", metavar="PROGRAM", help="the Python that has torch (default: this one)")
     timeout_help = "end the start where a model is not ready after so long (default: 1800)"
@@ -208,6 +223,8 @@ def parser() -> OneLineParser:
     restart_help = "how often tritonserver is started again when it dies, within --restart-window (default: 10)"
     add("--max-restarts", type=natural, default=10, metavar="N", help=restart_help)
     add("--restart-window", type=seconds, default=300.0, metavar="SECONDS", help="default: 300")
+    format_help = "of the log on stderr, and of READY: text, or one JSON object a line (default: text)"
+    add("--log-format", choices=["text", "json"], default="text", help=format_help)
     add("--print-command", action="store_true", help="print how to serve model_repository/ by hand, and end")
     return result
 

@@ -7,7 +7,6 @@ import ctypes
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -120,9 +119,3 @@ def end_children(seconds: float, spare: Callable[[], set[int]] = set) -> None:
             for pid in left:
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
-
-
-def say(message: str) -> None:
-    """Writes a line to stderr, if that is still there: the terminal may be gone."""
-    with contextlib.suppress(OSError):
-        print(f"serve.py: {message}", file=sys.stderr, flush=True)

@@ -1,19 +1,22 @@
-"""What the servers of one run write: copied to stderr, and remembered where it says why something failed."""
+"""What the servers of one run write: copied to the log, and remembered where it says why something failed."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import secrets
 import select
-import sys
 import threading
+from collections.abc import Iterator
+
+from gptj_triton.serving.log import log
 
 # An error as tritonserver logs it ("E1122 20:58:29.018764 7996 main.cc:257] "), as it prints it, as getopt or ld.so do.
 COMPLAINT = re.compile(r"(?:E\d{4} .*?\] |error: |\S*tritonserver: )(?P<cause>.+)")
 LOADED = re.compile(r"successfully loaded '(?P<model>[^']+)'")
 MARK_BYTES = 33
+READ_BYTES = 65536
+PAUSE_SECONDS = 0.2  # after which a line is not continued by the next
 MARK_SECONDS = 1.0  # a stderr that takes nothing must not hold the launcher up
 
 
@@ -56,16 +59,15 @@ class Relay:
             copied.wait(MARK_SECONDS)
 
     def _copy(self, inlet: int) -> None:
-        with os.fdopen(inlet, "rb") as lines:
-            for line in lines:
-                copied = self._marks.pop(line[-MARK_BYTES:], None)
-                if copied is not None:
-                    line = line[:-MARK_BYTES]  # what a killed server could not finish
-                    copied.set()
-                with contextlib.suppress(OSError):  # nobody listens any more, but the server must not wait for that
-                    sys.stderr.buffer.write(line)
-                    sys.stderr.buffer.flush()
+        for line in read_lines(inlet):
+            copied = self._marks.pop(line[-MARK_BYTES:], None)
+            line = line if copied is None else line[:-MARK_BYTES]  # what a killed server could not finish
+            if line:
+                log.copy(line)
                 self._note(line.decode(errors="replace").strip())
+            if copied is not None:
+                log.flush()
+                copied.set()
 
     def _note(self, text: str) -> None:
         self._last_line = text or self._last_line
@@ -73,3 +75,19 @@ class Relay:
             self.loaded.add(loaded["model"])
         if complaint := COMPLAINT.match(text):
             self._complaint = complaint["cause"].strip('" ')
+
+
+def read_lines(inlet: int) -> Iterator[bytes]:
+    """The lines that come through a pipe, with their ends; what the log keeps back is written when there is a pause."""
+    rest = b""
+    while True:
+        while log.waits and not select.select([inlet], [], [], PAUSE_SECONDS)[0]:
+            log.flush()
+        data = os.read(inlet, READ_BYTES)
+        if not data:
+            break
+        *lines, rest = (rest + data).split(b"\n")
+        yield from (line + b"\n" for line in lines)
+    os.close(inlet)
+    if rest:
+        yield rest

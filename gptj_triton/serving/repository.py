@@ -4,7 +4,7 @@ Does not know how a server is started, and does not check what a configuration m
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from gptj_triton.fields import BY_TENSOR, Origin
+from gptj_triton.limits import LIMITS
 from gptj_triton.process.temporary import is_plain
 from gptj_triton.serving.checkpoint import Checkpoint
 from gptj_triton.serving.errors import ServeError
@@ -26,7 +27,7 @@ ADDED_INPUTS = frozenset(
     name for name, field in BY_TENSOR.items() if field.tensor is not None and field.tensor.origin is Origin.OURS
 )
 ADDED_OUTPUTS = frozenset({"finish_reason"})
-ADDED_PARAMETERS = ("device", "engine_python", "context_length", "tokenizer_dir")
+ADDED_PARAMETERS = ("device", "engine_python", "context_length", "tokenizer_dir", *LIMITS)
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Overrides:
     tensor_para_size: int
     engine_python: str
     stream_pieces_per_second: int | None  # None: as committed
+    limits: Mapping[str, int]  # of requests; those that are missing are as committed
 
 
 def read_config(path: Path) -> Any:
@@ -85,10 +87,13 @@ def stage_repository(
 
 
 def apply_overrides(config: Any, overrides: Overrides) -> None:
-    """Sets what a run decides: in every model of our backend its parameters, and in every model that has a
-    `tokenizer_dir` that one."""
+    """Sets what a run decides: in every model of our backend its parameters, in every model that has a `tokenizer_dir`
+    that one, and in both the limits of requests."""
     if "tokenizer_dir" in config.parameters:
         set_parameter(config, "tokenizer_dir", str(overrides.checkpoint.tokenizer))
+    if "tokenizer_dir" in config.parameters or config.backend == BACKEND:
+        for name, value in overrides.limits.items():
+            set_parameter(config, name, str(value))
     if config.backend == BACKEND:
         set_parameter(config, "model_checkpoint_path", str(overrides.checkpoint.weights))
         set_parameter(config, "device", overrides.device)

@@ -11,7 +11,8 @@ import requests
 from gptj_triton.serving.connections import Connections
 from gptj_triton.serving.drain import Draining
 from gptj_triton.serving.errors import ServeError
-from gptj_triton.serving.process import TritonProcess, adopt_orphans, end_children, reap, say
+from gptj_triton.serving.log import log
+from gptj_triton.serving.process import TritonProcess, adopt_orphans, end_children, reap
 from gptj_triton.serving.readiness import Readiness
 from gptj_triton.serving.relay import Relay
 from gptj_triton.serving.restarts import Restarts
@@ -96,12 +97,12 @@ class Supervisor:
             if seconds is None:
                 limits = f"{self._restarts.limit} restarts in {self._restarts.window:g} s (--max-restarts)"
                 raise ServeError(f"{cause}; not started again: {limits}")
-            say(f"{cause}; starting tritonserver again" + (f" in {seconds:g} s" if seconds else ""))
+            log.say(f"{cause}; starting tritonserver again" + (f" in {seconds:g} s" if seconds else ""), "error")
             self._end_server()
             sleep(seconds)
             try:
                 self._start_server()
-                return say(f"ready again, {time.monotonic() - given_up_at:.1f} s later")
+                return log.say(f"ready again, {time.monotonic() - given_up_at:.1f} s later")
             except ServeError as error:
                 cause = str(error)
 
@@ -146,7 +147,7 @@ class Supervisor:
         assert self._server is not None
         if self._server.has_ended:  # it is not ready again yet
             return False
-        say("stopping when all requests are answered; a second signal kills")
+        log.say("stopping when all requests are answered; a second signal kills")
         self._readiness.say(False)
         draining = Draining(self._run.engines, self._drain_timeout)
         cut = True
@@ -162,9 +163,9 @@ class Supervisor:
             answered |= self._server.ends_in_order(self._exit_timeout + EXTRA_STOP_SECONDS)
             cut = engines_cut or not answered
         except StopRequestedError:
-            say("killing")
+            log.say("killing", "warning")
         except ServeError as error:
-            say(str(error))
+            log.say(str(error), "error")
         return cut
 
     def _stop(self) -> None:

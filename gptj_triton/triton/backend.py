@@ -16,11 +16,15 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
+from gptj_triton.engine.metrics import RequestMetrics
 from gptj_triton.errors import ConfigError, InvalidRequestError
 from gptj_triton.process.client import EngineClient
+from gptj_triton.triton import log
 from gptj_triton.triton.metrics import PublishedMetrics
 from gptj_triton.triton.model_settings import read_settings
 from gptj_triton.triton.replies import Outputs, Replies, Reply, StreamReply
+from gptj_triton.triton.request_parameters import read_parameters
+from gptj_triton.triton.string_tensors import limit_strings
 from gptj_triton.triton.stubs import own_server_pid
 from gptj_triton.triton.tensors import lacks_batch_dimension, read_rows, read_stream, read_timeout
 
@@ -32,17 +36,28 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Start or join the engine; raises TritonModelException with the engine's reason when it cannot start."""
+        log.log_to_triton(args["model_name"])
+        self.metrics = PublishedMetrics(args["model_name"], RequestMetrics)
         try:
             settings = read_settings(
                 json.loads(args["model_config"]), Path(args["model_repository"]), args["model_version"]
             )
             # The name of a socket too, which must be short.
-            self.engine = EngineClient(settings.engine, own_server_pid(), str(os.getpid()), ENGINE_MODULE)
+            self.engine = EngineClient(
+                settings.engine,
+                own_server_pid(),
+                str(os.getpid()),
+                ENGINE_MODULE,
+                args["model_name"],
+                self.metrics.take_report,
+            )
         except ConfigError as error:
+            self.metrics.close()
             raise pb_utils.TritonModelException(f"cannot serve GPT-J: {error}") from None
+        self.limits = settings.limits
+        limit_strings(pb_utils, self.limits.max_request_strings)
         self.decoupled = settings.decoupled
-        self.metrics = PublishedMetrics(args["model_name"])
-        self.replies = Replies(self.engine, settings.pace, self.metrics.publish)
+        self.replies = Replies(self.engine, settings.pace, self.metrics.count)
 
     def execute(self, requests: list[Any]) -> None:
         """Hand every sequence of every request to the engine; `replies` answers them."""
@@ -53,17 +68,19 @@ class TritonPythonModel:
                 if lacks_batch_dimension(tensors):
                     responder.is_single_row = True
                     tensors = {name: array[np.newaxis] for name, array in tensors.items()}
-                rows = read_rows(tensors, self.engine.engine_info)
-                timeout = read_timeout(request.timeout(), request.parameters())
+                parameters = read_parameters(request.parameters(), self.limits)
+                timeout = read_timeout(request.timeout(), parameters)
+                rows = read_rows(tensors, self.engine.engine_info, self.limits)
                 if self.decoupled and read_stream(tensors, rows):
                     reply: Reply = StreamReply(tensors, rows, responder)
                 else:
                     reply = Reply(tensors, rows, responder, pass_through=self.decoupled)
             except InvalidRequestError as error:
+                self.metrics.count(RequestMetrics(request_refused_total={"invalid": 1}))
                 responder.refuse(str(error))
             except Exception as error:
-                pb_utils.Logger.log_error(f"a request could not be read: {error!r}")
-                responder.break_off(f"the request could not be read: {error}")
+                self.metrics.count(RequestMetrics(request_failed_total=1))
+                responder.fail_by(error)
             else:
                 self.replies.submit(reply, rows, timeout)
 
@@ -78,6 +95,7 @@ class TritonResponder:
     """Where the responses to one request of Triton's go."""
 
     def __init__(self, request: Any) -> None:
+        self.request_id = log.id_of(request)
         self.is_single_row = False  # whether its tensors come, and go, without a batch dimension
         self._request = request
         self._sender = request.get_response_sender()
@@ -92,22 +110,19 @@ class TritonResponder:
         self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)
 
     def fail(self, message: str) -> None:
-        """Say, as the last response, that the server cannot serve the request now.
-
-        `generate` answers every error with 400, so a proxy in front knows this one by its first word.
-        """
-        self._send_error(f"UNAVAILABLE: {message}", pb_utils.TritonError.UNAVAILABLE)
+        """Say, as the last response, that the server cannot serve the request now."""
+        self._send_error(log.unavailable(self.request_id, message))
 
     def refuse(self, message: str) -> None:
         """Say, as the last response, that the request is at fault."""
-        self._send_error(message, pb_utils.TritonError.INVALID_ARG)
+        self._send_error(log.refused(self.request_id, message))
 
-    def break_off(self, message: str) -> None:
-        """Say, as the last response, that this backend is at fault."""
-        self._send_error(message, pb_utils.TritonError.INTERNAL)
+    def fail_by(self, error: Exception) -> None:
+        """Say, as the last response, that a fault of the server, `error`, ended the request."""
+        self._send_error(log.failed(self.request_id, error))
 
-    def _send_error(self, message: str, code: int) -> None:
-        response = pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+    def _send_error(self, error: Any) -> None:
+        response = pb_utils.InferenceResponse(error=error)
         self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def _tensor(self, name: str, array: NDArray[Any]) -> Any:

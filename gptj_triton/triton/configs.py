@@ -6,10 +6,10 @@ The committed files are what is served. The order of tensors in a file is that o
 from __future__ import annotations
 
 from gptj_triton.fields import BY_NAME, FIELDS, Field, Origin, Tensor
+from gptj_triton.limits import DEFAULTS, FRONTEND, POSTPROCESSING, PREPROCESSING, limits_of
 from gptj_triton.triton.config_text import Declaration, block, comment, parameter, step
 
 CHECKPOINT = "fastertransformer/1/storyteller"
-MAX_ROWS = 128
 ONE_PROCESS = "instance_group [ { count: 1  kind: KIND_CPU } ]"
 UNDERSCORES = (
     "Names with a leading underscore travel between the steps; all others are the request's fields and the answer's "
@@ -80,6 +80,7 @@ def preprocessing() -> list[str]:
         "",
         *comment("A directory with tokenizer.json and config.json; a relative path starts at the model repository."),
         parameter("tokenizer_dir", CHECKPOINT),
+        *_limits(PREPROCESSING),
     ]
 
 
@@ -115,6 +116,7 @@ def postprocessing() -> list[str]:
         "",
         *comment("A directory with tokenizer.json; a relative path starts at the model repository."),
         parameter("tokenizer_dir", CHECKPOINT),
+        *_limits(POSTPROCESSING),
     ]
 
 
@@ -200,6 +202,7 @@ def frontend(streaming: bool) -> list[str]:
         ),
         parameter("context_length", ""),
         parameter("tokenizer_dir", ""),
+        *_limits(FRONTEND),
     ]
     if streaming:
         lines += [
@@ -269,8 +272,14 @@ def ensemble(streaming: bool) -> list[str]:
     ]
 
 
-def _head(name: str, program: str, *more: str, most_rows: int = MAX_ROWS) -> list[str]:
+def _head(name: str, program: str, *more: str, most_rows: int = DEFAULTS.max_request_rows) -> list[str]:
     return [f'name: "{name}"', program, f"max_batch_size: {most_rows}", *more, ""]
+
+
+def _limits(model: str) -> list[str]:
+    """The parameters of the limits that a model keeps."""
+    about = comment("The most that a request may hold; every model keeps these limits, as it can be asked directly.")
+    return [*about, *(parameter(name, str(value)) for name, value in limits_of(model).items())]
 
 
 def _field(field: Field) -> Declaration:

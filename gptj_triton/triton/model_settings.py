@@ -10,6 +10,8 @@ from typing import Any
 from gptj_triton.checkpoint.files import find_checkpoint_files
 from gptj_triton.engine.config import EngineConfig
 from gptj_triton.errors import ConfigError
+from gptj_triton.limits import LIMITS, RequestLimits, read_limits
+from gptj_triton.triton.model_parameters import read_model_parameters
 from gptj_triton.triton.replies import read_pace
 
 
@@ -19,6 +21,7 @@ class ModelSettings:
 
     decoupled: bool
     pace: float
+    limits: RequestLimits
     engine: EngineConfig
 
 
@@ -28,9 +31,12 @@ def read_settings(model_config: Mapping[str, Any], model_directory: Path, versio
     A checkpoint that no parameter names is where FasterTransformer's backend looks for it: in the directory of the
     version, by default_model_filename or the name "<tensor_para_size>-gpu". Raises ConfigError naming the parameter.
     """
-    parameters = {name: value.get("string_value", "") for name, value in model_config.get("parameters", {}).items()}
+    parameters = read_model_parameters(model_config)
     decoupled = bool(model_config.get("model_transaction_policy", {}).get("decoupled", False))
-    # Not a setting of the engine, which models with equal settings share.
+    # These are no settings of the engine, which models with equal settings share.
+    limits = read_limits(parameters, EngineConfig.__struct_fields__)
+    for name in LIMITS:
+        parameters.pop(name, None)
     pace = read_pace(parameters.pop("stream_pieces_per_second", "") if decoupled else "")
     if not parameters.get("model_checkpoint_path", "").strip():
         split = f"{parameters.get('tensor_para_size', '').strip() or 1}-gpu"
@@ -50,4 +56,4 @@ def read_settings(model_config: Mapping[str, Any], model_directory: Path, versio
                 raise ConfigError(f"parameter {name}: {error}") from None
             except UnicodeEncodeError:
                 pass  # a stub may know names of ASCII alone; the engine looks again
-    return ModelSettings(decoupled, pace, config)
+    return ModelSettings(decoupled, pace, limits, config)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from gptj_triton.fields import BY_TENSOR
 from gptj_triton.process.messages import Finished, Result
-from gptj_triton.triton.tensors import Row, Tensors
+from gptj_triton.triton.request_size import Tensors
+from gptj_triton.triton.tensors import Row
 from gptj_triton.triton.token_tensors import end_id_lists, needs_end_ids
 
 # What postprocessing needs of a streamed request, which can reach it through the streaming model alone.

@@ -9,6 +9,7 @@ they must come to one instance in their order, so that the client gets them so.
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,16 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from gptj_triton.errors import InvalidRequestError
+from gptj_triton.limits import read_limits
 from gptj_triton.process.directory import server_directory
 from gptj_triton.text.detokenizer import Detokenizer
+from gptj_triton.triton import log
 from gptj_triton.triton.cancel_reports import CancelReports
 from gptj_triton.triton.kept_tensors import KeptTensors
+from gptj_triton.triton.model_parameters import read_model_parameters
+from gptj_triton.triton.request_size import Tensors
+from gptj_triton.triton.string_tensors import limit_strings
 from gptj_triton.triton.stubs import own_server_pid
-from gptj_triton.triton.tensors import Tensors
 from gptj_triton.triton.written_tokens import WrittenTokens, read_sequences
 
 KEPT_TENSORS = 64
@@ -33,9 +38,11 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the tokenizer; `args` as Triton's Python backend gives them."""
-        parameters = json.loads(args["model_config"])["parameters"]
-        repository = Path(args["model_repository"]).parent
-        self.detokenizer = Detokenizer.load(repository / parameters["tokenizer_dir"]["string_value"])
+        log.log_to_triton(args["model_name"])
+        parameters = read_model_parameters(json.loads(args["model_config"]))
+        self.limits = read_limits(parameters)
+        limit_strings(pb_utils, self.limits.max_request_strings)
+        self.detokenizer = Detokenizer.load(Path(args["model_repository"]).parent / parameters["tokenizer_dir"])
         self.kept = KeptTensors(KEPT_TENSORS)
         self.reports = CancelReports(server_directory(own_server_pid()))
 
@@ -50,16 +57,18 @@ class TritonPythonModel:
 
     def answer(self, request: Any) -> Any:
         """The response to one request of any number of rows, or the error that names a tensor."""
-        inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         try:
-            sequences = read_sequences(inputs, self.detokenizer.vocab_size)
+            inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            sequences = read_sequences(inputs, self.detokenizer.vocab_size, self.limits)
+            # Of a stream through an ensemble only this step learns that its client left; asking costs a round trip.
+            if "cancel_handle" in inputs and request.is_cancelled():
+                for failure in self.reports.send(set(inputs["cancel_handle"].ravel().tolist())):
+                    log.about(log.id_of(request), logging.WARNING, failure)
+            return pb_utils.InferenceResponse(self.outputs(inputs, sequences))
         except InvalidRequestError as error:
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
-        # Of a stream through an ensemble only this step learns that its client left; asking costs a round trip.
-        if "cancel_handle" in inputs and request.is_cancelled():
-            for failure in self.reports.send(set(inputs["cancel_handle"].ravel().tolist())):
-                pb_utils.Logger.log_warn(failure)
-        return pb_utils.InferenceResponse(self.outputs(inputs, sequences))
+            return pb_utils.InferenceResponse(error=log.refused(log.id_of(request), str(error)))
+        except Exception as error:
+            return pb_utils.InferenceResponse(error=log.failed(log.id_of(request), error))
 
     def outputs(self, inputs: Tensors, sequences: list[WrittenTokens]) -> list[Any]:
         """The outputs for B rows of n sequences: texts and reasons [B] where n is 1, else [B, n]; counts [B, 1] and

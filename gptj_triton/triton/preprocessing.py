@@ -15,12 +15,18 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import DTypeLike
 
+from gptj_triton.engine.metrics import UnansweredRequests
+from gptj_triton.limits import read_limits
 from gptj_triton.text import tokenizer
 from gptj_triton.text.end_ids import fill_id
 from gptj_triton.text.tokenizer_files import ignored_settings
-from gptj_triton.triton import request_fields, token_tensors
+from gptj_triton.triton import log, request_fields, token_tensors
 from gptj_triton.triton.kept_tensors import KeptTensors
-from gptj_triton.triton.request_parameters import check_parameters
+from gptj_triton.triton.metrics import PublishedMetrics
+from gptj_triton.triton.model_parameters import read_model_parameters
+from gptj_triton.triton.request_parameters import check_parameters, read_parameters
+from gptj_triton.triton.request_size import check_sequences, check_word_bytes, id_bytes
+from gptj_triton.triton.string_tensors import limit_strings
 
 KEPT_TENSORS = 256
 
@@ -30,28 +36,33 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the tokenizer; `args` as Triton's Python backend gives them."""
-        parameters = json.loads(args["model_config"])["parameters"]
-        directory = Path(args["model_repository"]).parent / parameters["tokenizer_dir"]["string_value"]
+        log.log_to_triton(args["model_name"])
+        parameters = read_model_parameters(json.loads(args["model_config"]))
+        most = read_limits(parameters)
+        limit_strings(pb_utils, most.max_request_strings)
+        directory = Path(args["model_repository"]).parent / parameters["tokenizer_dir"]
         self.prompts = tokenizer.PromptTokenizer.load(directory)
         for line in ignored_settings(directory):
             pb_utils.Logger.log_warn(f"ignored, tokenizer.json alone is read: {line}")
         self.limits = request_fields.PromptLimits(
-            self.prompts.context_length, self.prompts.vocab_size, self.prompts.longest_token
+            self.prompts.context_length, self.prompts.vocab_size, self.prompts.longest_token, most
         )
         self.kept = KeptTensors(KEPT_TENSORS)
+        self.metrics = PublishedMetrics(args["model_name"], UnansweredRequests)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response for each request: its tensors, or the error that names the field."""
         return [self.answer(request) for request in requests]
 
     def finalize(self) -> None:
-        """Give Triton's memory back."""
+        """Give Triton's memory and metrics back."""
         self.kept.clear()
+        self.metrics.close()
 
     def answer(self, request: Any) -> Any:
         """The response to one request of any number of rows; a row that cannot be served fails the whole request."""
         try:
-            unknown = check_parameters(request.parameters())
+            unknown = check_parameters(read_parameters(request.parameters(), self.limits.most))
             arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
             wanted = set(request.requested_output_names())
             # Only an ensemble that can stream asks for it; in any other the field must not be true.
@@ -61,23 +72,36 @@ class TritonPythonModel:
             if may_stream:
                 outputs.append(pb_utils.Tensor("stream", arrays.get("stream", np.zeros((len(rows), 1), np.bool_))))
             return pb_utils.InferenceResponse(outputs)
-        except request_fields.FieldError as error:
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
+        except request_fields.REFUSALS as error:
+            self.metrics.count(UnansweredRequests(request_refused_total={"invalid": 1}))
+            return pb_utils.InferenceResponse(error=log.refused(log.id_of(request), str(error)))
+        except Exception as error:
+            self.metrics.count(UnansweredRequests(request_failed_total=1))
+            return pb_utils.InferenceResponse(error=log.failed(log.id_of(request), error))
 
     def tensors(self, rows: list[request_fields.RowFields], wanted: set[str]) -> list[Any]:
         """The outputs for checked rows; stop_words_list only where `wanted` has it. Raises FieldError."""
         prompts, lengths = [], []
+        sequences = tokens = 0
         for index, row in enumerate(rows):
             try:
                 prompts.append(self.prompts.encode(row.text_input))
                 request_fields.check_tokens(prompts[-1], self.limits)
                 lengths.append(request_fields.new_token_limit(row, len(prompts[-1]), self.limits))
-            except request_fields.FieldError as error:
+            except request_fields.REFUSALS as error:
                 raise request_fields.FieldError(f"{request_fields.row_prefix(index, len(rows))}{error}") from None
+            sequences += row.num_sequences
+            tokens += row.num_sequences * (len(prompts[-1]) + lengths[-1])
+            check_sequences(sequences, tokens, self.limits.most)
         end_ids = [self.prompts.end_ids if row.end_id is None else (row.end_id,) for row in rows]
         fill_ids = [fill_id(ids) for ids in end_ids]
         top_k, top_p = zip(*(row.sampling for row in rows), strict=True)
-        words = {"bad_words_list": [self.prompts.word_sequences(row.bad_words) for row in rows]}
+        bad_words = [self.prompts.word_sequences(row.bad_words) for row in rows]
+        check_word_bytes(
+            (row.num_return_sequences * id_bytes(words) for row, words in zip(rows, bad_words, strict=True)),
+            self.limits.most,
+        )
+        words = {"bad_words_list": bad_words}
         if "stop_words_list" in wanted:  # for NVIDIA's library, which also knows one end id alone
             words["stop_words_list"] = [
                 self.prompts.word_sequences(row.stop_words) + [[end_id] for end_id in ids[1:]]

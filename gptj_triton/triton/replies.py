@@ -10,7 +10,6 @@ request is ended here with what has come of it.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import heapq
 import itertools
@@ -24,19 +23,20 @@ from typing import Any, Protocol, TypeAlias
 
 from numpy.typing import NDArray
 
-from gptj_triton.engine.metrics import EngineMetrics
+from gptj_triton.engine.metrics import FINISH_REASONS, RequestMetrics
 from gptj_triton.errors import ConfigError, RequestRefusedError, UnavailableError
 from gptj_triton.process.client import Answer, EngineClient, Failed
 from gptj_triton.process.messages import Finished, Result, TokenDelta
 from gptj_triton.triton.output_tensors import PieceTensors, passed_through, write_tensors
-from gptj_triton.triton.tensors import Row, Tensors
+from gptj_triton.triton.request_size import Tensors
+from gptj_triton.triton.tensors import Row
 
 Outputs: TypeAlias = dict[str, NDArray[Any]]
 
 PIECES_PER_SECOND = 1000.0
 HANDLE_INTERVAL = 0.12  # seconds between two pieces of a stream that say how to cancel it
 CANCEL_CHECK_AGE = 0.5  # seconds after which a request is first asked whether its client left
-ROUND_INTERVAL = 0.1  # seconds between two rounds of asking, and of publishing metrics
+ROUND_INTERVAL = 0.1  # seconds between two rounds of asking
 CANCEL_CHECKS_A_ROUND = 50  # one takes 0.1 ms
 TIMEOUT_GRACE = 0.2  # seconds within which the engine's own answer comes
 
@@ -60,7 +60,10 @@ class Responder(Protocol):
     def send(self, outputs: Outputs, last: bool) -> None: ...
 
     def fail(self, message: str) -> None:
-        """Send an error of the server as the last response."""
+        """Say as the last response that no engine can take or finish the request now."""
+
+    def fail_by(self, error: Exception) -> None:
+        """Say as the last response that a fault of the server, `error`, ended the request."""
 
     def refuse(self, message: str) -> None:
         """Send an error of the request as the last response."""
@@ -102,6 +105,12 @@ class Reply:
         self._tokens[index] += delta.tokens
         self._log_probs[index] += delta.log_probs
         return False
+
+    @property
+    def finish_reason(self) -> str:
+        """Why the request ended: of its sequences' reasons the one that stands first in FINISH_REASONS."""
+        reasons = {answer.results[0].finish_reason if answer else "timeout" for answer in self._answers}
+        return min(reasons, key=FINISH_REASONS.index)
 
     def outputs_so_far(self, reason: str) -> Outputs:
         """The tensors of the last response when its time is over: with `reason` for what is not answered."""
@@ -170,12 +179,10 @@ class StreamReply(Reply):
 class Replies:
     """All replies in flight, and the thread that sends them."""
 
-    def __init__(
-        self, engine: EngineClient, pieces_per_second: float, publish: Callable[[EngineMetrics], None]
-    ) -> None:
-        """`publish` gets each report of the engine's metrics, on the thread that sends."""
+    def __init__(self, engine: EngineClient, pieces_per_second: float, count: Callable[[RequestMetrics], None]) -> None:
+        """`count` is told how each request ended."""
         self._engine = engine
-        self._publish = publish
+        self._count = count
         self._pieces_per_second = pieces_per_second
         # Filled by the threads that submit, emptied by the thread that sends.
         self._open: dict[Reply, None] = {}  # the one asked about longest ago comes first
@@ -203,8 +210,11 @@ class Replies:
             try:
                 streamed = isinstance(reply, StreamReply)
                 reply.numbers.append(self._engine.submit(prompt, params, on_answer, on_tokens, streamed, timeout))
-            except (UnavailableError, RequestRefusedError) as error:
-                self._take(reply, index, Failed(str(error), isinstance(error, RequestRefusedError)))
+            except UnavailableError as error:
+                self._take(reply, index, Failed(str(error), refused=error.reason))
+                return
+            except RequestRefusedError as error:
+                self._take(reply, index, Failed(str(error), invalid=True, refused="deadly"))
                 return
         if isinstance(reply, StreamReply):
             reply.next_handle = time.monotonic() + HANDLE_INTERVAL
@@ -267,7 +277,11 @@ class Replies:
         if reply.sent_last:
             return
         if reply.failed is not None:
-            self._fail(reply, reply.failed)
+            self._abandon(reply, reply.failed.refused)
+            if reply.failed.invalid:
+                reply.responder.refuse(reply.failed.message)
+            else:
+                reply.responder.fail(reply.failed.message)
         else:
             self._respond(reply, reply.outputs, last=True)
 
@@ -277,20 +291,23 @@ class Replies:
             if tensors is not None:
                 reply.responder.send(tensors, last)
         except Exception as error:
-            log.exception("an answer could not be sent")
-            self._fail(reply, Failed(f"the answer could not be sent: {error}"))
+            self._abandon(reply)
+            reply.responder.fail_by(error)
         else:
             if last:
                 self._finish(reply)
+                self._count(RequestMetrics(request_success_total={reply.finish_reason: 1}))
 
-    def _fail(self, reply: Reply, failed: Failed) -> None:
-        """End a reply with an error; nobody waits for what is still in flight of it."""
+    def _abandon(self, reply: Reply, refused: str = "") -> None:
+        """End a reply that becomes an error; nobody waits for what is still in flight of it. `refused` is the reason
+        where it was not begun.
+        """
         self._finish(reply)
-        self._cancel(reply)
-        if failed.invalid:
-            reply.responder.refuse(failed.message)
+        if refused:
+            self._count(RequestMetrics(request_refused_total={refused: 1}))
         else:
-            reply.responder.fail(failed.message)
+            self._count(RequestMetrics(request_failed_total=1))
+        self._cancel(reply)
 
     def _finish(self, reply: Reply) -> None:
         reply.sent_last = True
@@ -298,7 +315,7 @@ class Replies:
         self._open_streams.discard(reply)
 
     def _make_round(self) -> None:
-        """End what is overdue, cancel the requests of clients that left, and publish what the engine reported."""
+        """End what is overdue, and cancel the requests of clients that left."""
         now = time.monotonic()
         self._at(now + ROUND_INTERVAL, self._make_round)
         for reply in [reply for reply in list(self._open) if reply.deadline <= now]:
@@ -309,9 +326,6 @@ class Replies:
             self._open[reply] = self._open.pop(reply)
             if reply.responder.is_cancelled():
                 self._cancel(reply)
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._publish(self._engine.reports.get_nowait())
 
     def _cancel(self, reply: Reply) -> None:
         reply.cancelled = True

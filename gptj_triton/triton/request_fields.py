@@ -12,7 +12,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from gptj_triton.fields import BY_NAME, MOST_WORD_BYTES, MOST_WORDS, Field, plain
+from gptj_triton.errors import InvalidRequestError
+from gptj_triton.fields import BY_NAME, Field, plain
+from gptj_triton.limits import DEFAULTS, RequestLimits
+from gptj_triton.triton.request_size import check_sequences, check_size, check_strings, check_word_bytes, string_bytes
 
 MOST_NAMES = 8  # in a message
 ALIASES = {name: field.alias_of for name, field in BY_NAME.items() if field.alias_of is not None}
@@ -22,9 +25,12 @@ class FieldError(ValueError):
     """A field that cannot be served; the message names the field, its value and what is allowed."""
 
 
+REFUSALS = (FieldError, InvalidRequestError)
+
+
 @dataclass(frozen=True)
 class PromptLimits:
-    """What the served checkpoint allows.
+    """What the served checkpoint allows, and what is allowed of a request, `most`.
 
     `context_length`: tokens of prompt and new text together; `vocab_size`: tokens; `longest_token`: the most bytes that
     one token stands for, None where that cannot be said.
@@ -33,6 +39,7 @@ class PromptLimits:
     context_length: int
     vocab_size: int
     longest_token: int | None
+    most: RequestLimits = DEFAULTS
 
     @property
     def longest_prompt(self) -> int:
@@ -64,6 +71,17 @@ class RowFields:
     end_id: int | None
 
     @property
+    def num_sequences(self) -> int:
+        """All that are computed for the row."""
+        return max(self.num_return_sequences, self.beam_width)
+
+    @property
+    def word_bytes(self) -> int:
+        """What its stop and bad words take as strings, for each of its sequences."""
+        words = (word.encode() for word in (*self.stop_words, *self.bad_words))
+        return self.num_return_sequences * string_bytes(words)
+
+    @property
     def sampling(self) -> tuple[int, float]:
         """FasterTransformer's (runtime_top_k, runtime_top_p); (0, 0.0) is greedy."""
         if self.temperature == 0:
@@ -88,14 +106,21 @@ def read_fields(
         kind = "unknown field" if len(unknown) == 1 else "unknown fields"
         also = f" ({kind} {', '.join(unknown[:MOST_NAMES])})" if unknown else ""
         raise FieldError(f"text_input is missing; it must be a prompt of at least one character{also}")
+    check_size(arrays, limits.most)
     count = _count_rows(arrays)
+    size = sum(map(len, arrays["text_input"].ravel().tolist()))
+    limits.most.check("max_request_text_bytes", size, "number of bytes of text_input, all rows together,")
     rows = []
     for index in range(count):
         try:
             rows.append(_read_row({name: array[index] for name, array in arrays.items()}, limits, may_stream))
-        except FieldError as error:
+        except REFUSALS as error:
             raise FieldError(f"{row_prefix(index, count)}{error}") from None
     _require_agreement(rows)
+    # Before the prompts are tokenised: each has a token or more. What is beyond the context is refused in other words.
+    least = sum(row.num_sequences * min(1 + (row.max_tokens or 1), limits.context_length) for row in rows)
+    check_sequences(sum(row.num_sequences for row in rows), least, limits.most)
+    check_word_bytes((row.word_bytes for row in rows), limits.most)
     return rows
 
 
@@ -136,9 +161,11 @@ def new_token_limit(row: RowFields, prompt_length: int, limits: PromptLimits) ->
             f"text_input is {prompt_length} tokens long; it must be from 1 to {longest}, because the context holds "
             f"{context} tokens and at least one of them must be new"
         )
+    limits.most.check("max_prompt_tokens", prompt_length, "number of tokens of text_input")
     room = context - prompt_length
     if row.max_tokens is None:
-        max_tokens: int = min(max(BY_NAME["max_tokens"].default, row.min_tokens), room)
+        default = min(BY_NAME["max_tokens"].default, limits.most.max_new_tokens or context)
+        max_tokens: int = min(max(default, row.min_tokens), room)
     elif row.max_tokens <= room:
         max_tokens = row.max_tokens
     else:
@@ -150,6 +177,7 @@ def new_token_limit(row: RowFields, prompt_length: int, limits: PromptLimits) ->
         raise FieldError(
             f"{row.min_tokens_name} is {row.min_tokens}; it must be from 0 to max_tokens, here {max_tokens}"
         )
+    limits.most.check("max_new_tokens", max_tokens, "max_tokens")
     return max_tokens
 
 
@@ -209,12 +237,7 @@ def _refuse_bulk(values: Mapping[str, NDArray[Any]], limits: PromptLimits) -> No
             f"{limits.longest_token} bytes"
         )
     for name in (name for name, field in BY_NAME.items() if field.many and name in values):
-        words = [word for word in values[name].tolist() if word]
-        if len(words) > MOST_WORDS:
-            raise FieldError(f"{name} has {len(words)} words; it must have at most {MOST_WORDS}")
-        size = sum(map(len, words))
-        if size > MOST_WORD_BYTES:
-            raise FieldError(f"{name} has {size} bytes in all; it must have at most {MOST_WORD_BYTES}")
+        check_strings(name, values[name], limits.most)
 
 
 def _checked(field: Field, values: NDArray[Any]) -> Any:

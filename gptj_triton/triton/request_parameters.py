@@ -11,8 +11,11 @@ import difflib
 import functools
 import json
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from gptj_triton.fields import BY_NAME, BY_TENSOR
+from gptj_triton.limits import RequestLimits
 from gptj_triton.triton.request_fields import FieldError
 
 # What Triton itself reads, in its own namespace or over `generate`, where `id` and `timeout` stay among the parameters.
@@ -29,13 +32,21 @@ LONGEST_NAME = 60
 NEAR = 0.85
 
 
-def check_parameters(parameters_json: str) -> list[str]:
-    """The names of parameters that nobody here knows, quoted; FieldError for one like a field, or a wrong timeout.
+def read_parameters(parameters_json: str, limits: RequestLimits) -> dict[str, Any]:
+    """The parameters in the JSON object that the Python backend's request.parameters() returns, "" for none.
 
-    `parameters_json`: the JSON object that the Python backend's request.parameters() returns.
+    Raises InvalidRequestError for too many of them.
     """
+    limits.check("max_parameter_bytes", len(parameters_json), "number of bytes of the request's parameters")
+    parameters: dict[str, Any] = json.loads(parameters_json or "{}")
+    limits.check("max_parameters", len(parameters), "number of parameters of the request")
+    return parameters
+
+
+def check_parameters(parameters: Mapping[str, Any]) -> list[str]:
+    """The names of parameters that nobody here knows, quoted; FieldError for one like a field, or a wrong timeout."""
     unknown = []
-    for name, value in json.loads(parameters_json).items():
+    for name, value in parameters.items():
         if name == "timeout" and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
             raise FieldError(f"timeout is {value!r}; it must be a whole number of microseconds, 0 for no limit")
         if name in RESERVED_PARAMETERS or name.startswith(RESERVED_PREFIX):

@@ -5,26 +5,36 @@ B rows a request. A tensor of one value a row has shape [B] or [B, 1].
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
-from numpy.typing import NDArray
 
 from gptj_triton.engine.sampling_params import Limits, SamplingParams
 from gptj_triton.errors import InvalidRequestError
 from gptj_triton.fields import BY_TENSOR, plain
+from gptj_triton.limits import DEFAULTS, RequestLimits
 from gptj_triton.process.messages import Welcome
+from gptj_triton.triton.request_size import (
+    Tensors,
+    check_ids,
+    check_sequences,
+    check_size,
+    check_strings,
+    check_word_bytes,
+    id_bytes,
+    string_bytes,
+    total_id_bytes,
+)
 
-Tensors = Mapping[str, NDArray[Any]]
 Read = TypeVar("Read")
 Words = tuple[tuple[int, ...], ...]
 
 # Tensors of one value a row that are parameters of the engine, by the same name.
 SCALARS = [name for name, field in BY_TENSOR.items() if name in SamplingParams.__struct_fields__ and not field.many]
+ID_LISTS = ("bad_words_list", "stop_words_list")
 REQUIRED = [name for name, field in BY_TENSOR.items() if field.tensor is not None and field.tensor.required]
 _MASK = (1 << 64) - 1
 
@@ -44,6 +54,20 @@ class Row:
     def num_return_sequences(self) -> int:
         return len(self.sequences)
 
+    def num_sequences(self) -> int:
+        """All that are computed for it: those drawn, or its beams."""
+        return self.num_return_sequences * self.beam_width
+
+    def num_tokens(self) -> int:
+        """Prompt and new tokens of all its sequences."""
+        return self.num_sequences() * (len(self.prompt) + self.sequences[0].request_output_len)
+
+    def word_bytes(self) -> int:
+        """What its stop and bad words take, for each of its requests to the engine."""
+        params = self.sequences[0]
+        ids = id_bytes(params.bad_words_list) + id_bytes(params.stop_words_list)
+        return self.num_return_sequences * (ids + string_bytes(params.stop_strings))
+
 
 def lacks_batch_dimension(tensors: Tensors) -> bool:
     """Whether `input_ids` is [L]: a request of one row, to a model whose max_batch_size is 0.
@@ -60,16 +84,20 @@ def lacks_batch_dimension(tensors: Tensors) -> bool:
     return dimensions == 1
 
 
-def read_rows(tensors: Tensors, model: Welcome) -> list[Row]:
+def read_rows(tensors: Tensors, model: Welcome, limits: RequestLimits = DEFAULTS) -> list[Row]:
     """The rows of one request, checked. `model` has the ids that absent fields mean, and what the model allows.
 
     Raises InvalidRequestError naming the tensor, the value, what is allowed and, in a request of several rows, the row.
     """
     require(tensors, REQUIRED)
+    check_size(tensors, limits)
     for name, tensor in tensors.items():
         if len(tensor) != len(tensors["input_ids"]):  # Triton sees to that unless max_batch_size is 0
             raise InvalidRequestError(name, f"of {len(tensor)} rows", f"{len(tensors['input_ids'])}, as input_ids has")
-    rows = read_each_row(len(tensors["input_ids"]), lambda index: _read_row(tensors, index, model))
+    check_word_bytes((total_id_bytes(tensors[name]) for name in ID_LISTS if _is_id_list(tensors, name)), limits)
+    rows = read_each_row(len(tensors["input_ids"]), lambda index: _read_row(tensors, index, model, limits))
+    check_sequences(sum(map(Row.num_sequences, rows)), sum(map(Row.num_tokens, rows)), limits)
+    check_word_bytes(map(Row.word_bytes, rows), limits)
     for index, row in enumerate(rows):
         for field in ("beam_width", "num_return_sequences"):
             value, first = getattr(row, field), getattr(rows[0], field)
@@ -111,19 +139,19 @@ def read_stream(tensors: Tensors, rows: list[Row]) -> bool:
     return bool(flags[0])
 
 
-def read_timeout(microseconds: int, parameters: str) -> float:
+def read_timeout(microseconds: int, parameters: Mapping[str, Any]) -> float:
     """How long a request may take in seconds, 0 for as long as it takes.
 
-    `microseconds` is Triton's own timeout, 0 where there is none; `generate` leaves it in `parameters`, a JSON object.
+    `microseconds` is Triton's own timeout, 0 where there is none; `generate` leaves it in `parameters`.
     Raises InvalidRequestError for what is no whole number of microseconds.
     """
-    value = microseconds or json.loads(parameters or "{}").get("timeout", 0)
+    value = microseconds or parameters.get("timeout", 0)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise InvalidRequestError("timeout", repr(value), "a whole number of microseconds, 0 for no limit")
     return value / 1e6
 
 
-def _read_row(tensors: Tensors, index: int, model: Welcome) -> Row:
+def _read_row(tensors: Tensors, index: int, model: Welcome, limits: RequestLimits) -> Row:
     def scalar(name: str, default: int) -> Any:
         if name not in tensors:
             return default
@@ -141,21 +169,22 @@ def _read_row(tensors: Tensors, index: int, model: Welcome) -> Row:
         raise InvalidRequestError("input_lengths", length, f"0 to {len(padded)}, the width of input_ids")
     start = scalar("start_id", model.start_id)
     _check_range("start_id", start, model.limits.vocab_size - 1)
+    limits.check("max_prompt_tokens", length, "number of tokens of the prompt")
     prompt = padded[:length].tolist() or [start]
     values: dict[str, Any] = {name: scalar(name, 0) for name in SCALARS if name in tensors}
     if "end_ids" in tensors:  # end_id counts for nothing then
+        limits.check("max_words", len(tensors["end_ids"][index]), "number of end_ids")
         end_ids = tuple(dict.fromkeys(token for token in tensors["end_ids"][index].tolist() if token != -1))
     else:
         end_ids = (scalar("end_id", 0),) if "end_id" in tensors else model.end_ids
     if "random_seed" in values:
         values["random_seed"] &= _MASK  # it may be below 0 where a config.pbtxt declares INT32, as older versions did
-    params = SamplingParams(
-        end_ids=end_ids,
-        bad_words_list=_read_words(tensors, "bad_words_list", index),
-        stop_words_list=_read_words(tensors, "stop_words_list", index),
-        stop_strings=tuple(filter(None, tensors["stop_strings"][index].tolist())) if "stop_strings" in tensors else (),
-        **values,
-    )
+    if "stop_strings" in tensors:
+        check_strings("stop_strings", tensors["stop_strings"][index], limits)
+        values["stop_strings"] = tuple(filter(None, tensors["stop_strings"][index].tolist()))
+    values |= {name: _read_words(tensors, name, index, limits) for name in ID_LISTS}
+    params = SamplingParams(end_ids=end_ids, **values)
+    limits.check("max_new_tokens", params.request_output_len, "number of new tokens, request_output_len,")
     _check(prompt, params, model.limits, "end_ids" if "end_ids" in tensors else "end_id")
     copies = scalar("num_return_sequences", 1)
     _check_range("num_return_sequences", copies)
@@ -203,14 +232,20 @@ def _check_range(name: str, value: float, most: float = math.inf, reason: str = 
         raise InvalidRequestError(name, plain(value), f"{field.range(most)}{reason}")
 
 
-def _read_words(tensors: Tensors, name: str, index: int) -> Words:
+def _is_id_list(tensors: Tensors, name: str) -> bool:
+    """Whether there are words of that name. Raises InvalidRequestError where they have another shape than [B, 2, W]."""
+    if name in tensors and (tensors[name].ndim != 3 or tensors[name].shape[1] != 2):
+        raise InvalidRequestError(name, f"of shape {list(tensors[name].shape)}", "[B, 2, W]")
+    return name in tensors
+
+
+def _read_words(tensors: Tensors, name: str, index: int, limits: RequestLimits) -> Words:
     """Words of a [2, W] list: token ids end to end, then the cumulative end of each word, padded with -1. Empty words
     are skipped.
     """
     if name not in tensors:
         return ()
-    if tensors[name].ndim != 3 or tensors[name].shape[1] != 2:
-        raise InvalidRequestError(name, f"of shape {list(tensors[name].shape)}", "[B, 2, W]")
+    check_ids(name, tensors[name][index], limits)
     tokens, ends = tensors[name][index].tolist()
     words: list[tuple[int, ...]] = []
     start = 0

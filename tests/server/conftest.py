@@ -161,23 +161,23 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = SOON
 
 
 def load(server: Server) -> dict[str, float]:
-    """The engine's load, as its metrics have it: the most that any of the models says."""
+    """The engine's metrics, and those of its models, which are summed up."""
     text = requests.get(f"http://{server.metrics_url}/metrics", headers=CLOSE, timeout=10).text
     found: dict[str, float] = {}
     for line in text.splitlines():
         if line.startswith("gptj_"):
             name, value = line.partition("{")[0], float(line.rpartition(" ")[2])
-            found[name] = max(found.get(name, 0.0), value)
+            found[name] = found.get(name, 0.0) + value
     return found
 
 
 def is_idle(server: Server) -> bool:
     now = load(server)
-    return not (now["gptj_running_sequences"] or now["gptj_waiting_sequences"] or now["gptj_kv_cache_used_pages"])
+    return not (now["gptj_num_requests_active"] or now["gptj_kv_cache_used_pages"])
 
 
 def wait_for_sequences(server: Server, count: int) -> None:
-    wait_until(lambda: load(server)["gptj_running_sequences"] == count, f"{count} running sequences")
+    wait_until(lambda: load(server)["gptj_num_requests_running"] == count, f"{count} running sequences")
 
 
 def start(

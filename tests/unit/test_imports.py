@@ -15,7 +15,7 @@ PACKAGE = PROJECT / "gptj_triton"
 
 # Each folder or module of the package may import from itself and from those above it, never from those below.
 ORDER = (
-    *("project", "install", "errors", "stand_ins", "pidfd", "fields", "api_key"),
+    *("project", "install", "errors", "stand_ins", "pidfd", "fields", "limits", "api_key"),
     *("text", "checkpoint", "engine", "process", "triton", "serving", "client"),
     *("plots", "storyteller", "bench"),
 )

@@ -108,7 +108,7 @@ def test_the_last_to_arrive_gives_way_and_starts_again_where_it_was() -> None:
     ended = [str(each.key) for _ in range(30) for each in compute(scheduler)[1]]
     assert ended == ["0", "1"]
     assert len(last.output) == 9
-    assert scheduler.metrics.preemptions == 1
+    assert scheduler.metrics.num_preemptions_total == 1
 
 
 def test_a_sequence_too_large_for_the_free_pages_is_not_overtaken() -> None:

@@ -15,9 +15,8 @@ import psutil
 import pytest
 
 from gptj_triton.engine.config import EngineConfig
-from gptj_triton.process.client import EngineClient
 from gptj_triton.process.directory import server_directory
-from tests.unit.process.frontends import Mailbox, Server
+from tests.unit.process.frontends import Mailbox, ReportingClient, Server
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,12 +47,12 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def open_frontend(config: EngineConfig, server: Server) -> Iterator[Callable[..., EngineClient]]:
+def open_frontend(config: EngineConfig, server: Server) -> Iterator[Callable[..., ReportingClient]]:
     """Opens frontends of this process to the engine of `config`, changed by keywords; all are closed at the end."""
     with contextlib.ExitStack() as stack:
 
-        def open_one(name: str, server_pid: int = server.pid, **changes: Any) -> EngineClient:
-            frontend = EngineClient(msgspec.structs.replace(config, **changes), server_pid, name)
+        def open_one(name: str, server_pid: int = server.pid, **changes: Any) -> ReportingClient:
+            frontend = ReportingClient(msgspec.structs.replace(config, **changes), server_pid, name)
             stack.callback(frontend.close)
             return frontend
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import subprocess
 import time
@@ -10,7 +9,8 @@ from collections.abc import Callable
 
 import psutil
 
-from gptj_triton.engine.metrics import EngineMetrics
+from gptj_triton.engine.config import EngineConfig
+from gptj_triton.engine.metrics import METRICS, EngineMetrics
 from gptj_triton.engine.sampling_params import SamplingParams
 from gptj_triton.errors import UnavailableError
 from gptj_triton.process.client import Answer, EngineClient
@@ -23,18 +23,29 @@ Server = subprocess.Popen[bytes]
 
 
 class Reports:
-    """The engine's metrics as a frontend gets them."""
+    """The engine's metrics as a frontend is to publish them; `total` has the gauges of the last report."""
 
-    def __init__(self, frontend: EngineClient) -> None:
-        self._frontend = frontend
-        self._last = EngineMetrics()
+    def __init__(self) -> None:
+        self.total = EngineMetrics()
+        self.publishes = False
 
-    @property
-    def last(self) -> EngineMetrics:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._last = self._frontend.reports.get_nowait()
-        return self._last
+    def take(self, report: EngineMetrics | None) -> None:
+        self.publishes = report is not None
+        if report is None:
+            return
+        for name in EngineMetrics.__struct_fields__:
+            if METRICS[name].kind == "gauge":
+                setattr(self.total, name, getattr(report, name))
+            elif METRICS[name].kind == "counter":
+                setattr(self.total, name, getattr(self.total, name) + getattr(report, name))
+
+
+class ReportingClient(EngineClient):
+    """A frontend, and what it is to publish."""
+
+    def __init__(self, config: EngineConfig, server_pid: int, name: str) -> None:
+        self.reports = Reports()
+        super().__init__(config, server_pid, name, model=f"model_{name}", on_report=self.reports.take)
 
 
 class Mailbox:

@@ -15,7 +15,7 @@ from gptj_triton.engine.config import EngineConfig
 from gptj_triton.errors import ConfigError
 from gptj_triton.process.client import EngineClient
 from gptj_triton.process.directory import EngineDirectory
-from tests.unit.process.frontends import LONG, SHORT, Mailbox, Reports, Server, has_ended, wait_until
+from tests.unit.process.frontends import LONG, SHORT, Mailbox, ReportingClient, Server, has_ended, wait_until
 from tests.unit.process.test_process import FRONTEND
 
 
@@ -31,7 +31,11 @@ def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server
 
 @pytest.mark.usefixtures("launcher")
 def test_a_killed_servers_requests_are_cancelled_and_the_next_ones_frontend_meets_the_same_engine(
-    config: EngineConfig, server: Server, open_frontend: Callable[..., EngineClient], mailbox: Mailbox, tmp_path: Path
+    config: EngineConfig,
+    server: Server,
+    open_frontend: Callable[..., ReportingClient],
+    mailbox: Mailbox,
+    tmp_path: Path,
 ) -> None:
     command = [sys.executable, "-c", FRONTEND, config.to_json(), str(server.pid), "old", "40"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as old:
@@ -46,9 +50,9 @@ def test_a_killed_servers_requests_are_cancelled_and_the_next_ones_frontend_meet
     with subprocess.Popen(["sleep", "600"]) as next_server:
         frontend = open_frontend("new", server_pid=next_server.pid)
         assert frontend.engine_info.engine_pid == engine
-        reports = Reports(frontend)
-        wait_until(lambda: reports.last.kv_cache_pages, "no report")
-        assert reports.last.running_sequences == reports.last.waiting_sequences == 0
+        reports = frontend.reports
+        wait_until(lambda: reports.total.kv_cache_pages, "no report")
+        assert reports.total.num_requests_running == reports.total.num_requests_waiting == 0
         frontend.submit([1, 2, 3], SHORT, mailbox.answers.put)
         assert len(mailbox.tokens()) == 5
         assert EngineDirectory.of(config, server.pid).path.parent == tmp_path / "engines"
@@ -59,7 +63,7 @@ def test_a_killed_servers_requests_are_cancelled_and_the_next_ones_frontend_meet
 
 
 def test_an_engine_ends_when_its_launcher_and_the_server_have(
-    launcher: Server, server: Server, open_frontend: Callable[..., EngineClient], mailbox: Mailbox
+    launcher: Server, server: Server, open_frontend: Callable[..., ReportingClient], mailbox: Mailbox
 ) -> None:
     frontend = open_frontend("only")
     engine = frontend.engine_info.engine_pid
@@ -87,7 +91,7 @@ def test_a_run_that_no_launcher_made_is_named(
 
 
 def test_an_engine_of_other_settings_is_another_and_each_ends_with_its_own_frontends(
-    open_frontend: Callable[..., EngineClient], mailbox: Mailbox
+    open_frontend: Callable[..., ReportingClient], mailbox: Mailbox
 ) -> None:
     first, stays = open_frontend("first"), open_frontend("stays")
     first.close()
@@ -103,7 +107,7 @@ def test_an_engine_of_other_settings_is_another_and_each_ends_with_its_own_front
 
 
 def test_everything_belongs_to_this_user_alone_whatever_the_umask(
-    config: EngineConfig, server: Server, open_frontend: Callable[..., EngineClient]
+    config: EngineConfig, server: Server, open_frontend: Callable[..., ReportingClient]
 ) -> None:
     before = os.umask(0)
     try:

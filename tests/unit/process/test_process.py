@@ -20,15 +20,25 @@ from gptj_triton.errors import ConfigError
 from gptj_triton.process.client import Answer, EngineClient, Failed
 from gptj_triton.process.directory import EngineDirectory, server_directory
 from gptj_triton.process.messages import Finished, TokenDelta
+from gptj_triton.process.server import REPORT_INTERVAL
 from gptj_triton.triton.cancel_reports import CancelReports
-from tests.unit.process.frontends import LONG, SHORT, Mailbox, Reports, Server, has_ended, submit_when_ready, wait_until
+from tests.unit.process.frontends import (
+    LONG,
+    SHORT,
+    Mailbox,
+    ReportingClient,
+    Server,
+    has_ended,
+    submit_when_ready,
+    wait_until,
+)
 
 FRONTEND = """
 import sys
 from gptj_triton.process.client import EngineClient
 from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.sampling_params import SamplingParams
-frontend = EngineClient(EngineConfig.from_json(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+frontend = EngineClient(EngineConfig.from_json(sys.argv[1]), int(sys.argv[2]), sys.argv[3], model="z")
 for _ in range(int(sys.argv[4])):
     frontend.submit([1, 2], SamplingParams(request_output_len=900, end_ids=(256,), min_length=900), lambda answer: None)
 print(frontend.engine_info.engine_pid, flush=True)
@@ -42,7 +52,7 @@ def files_of(server: Server) -> Path:
 
 
 def test_two_frontends_share_one_engine_that_ends_after_the_last_one(
-    open_frontend: Callable[..., EngineClient], mailbox: Mailbox, server: Server
+    open_frontend: Callable[..., ReportingClient], mailbox: Mailbox, server: Server
 ) -> None:
     first, second = open_frontend("first"), open_frontend("second")
     pid = first.engine_info.engine_pid
@@ -70,7 +80,7 @@ def test_two_frontends_share_one_engine_that_ends_after_the_last_one(
 
 
 def test_a_streamed_request_gets_its_tokens_as_they_come_at_either_frontend(
-    open_frontend: Callable[..., EngineClient], mailbox: Mailbox
+    open_frontend: Callable[..., ReportingClient], mailbox: Mailbox
 ) -> None:
     params = SamplingParams(request_output_len=30, end_ids=(256,), min_length=30, is_return_log_probs=True)
     deltas: dict[str, list[TokenDelta]] = {"first": [], "second": []}
@@ -88,7 +98,7 @@ def test_a_streamed_request_gets_its_tokens_as_they_come_at_either_frontend(
 
 
 def test_a_timeout_ends_requests_that_run_and_that_wait_with_what_they_have(
-    make_checkpoint: Callable[..., Path], open_frontend: Callable[..., EngineClient], mailbox: Mailbox
+    make_checkpoint: Callable[..., Path], open_frontend: Callable[..., ReportingClient], mailbox: Mailbox
 ) -> None:
     slow = str(make_checkpoint(n_layer=12))
     frontend = open_frontend("only", model_checkpoint_path=slow, kv_cache_gib=0.1, max_sequences=1)
@@ -110,33 +120,60 @@ def test_a_timeout_ends_requests_that_run_and_that_wait_with_what_they_have(
 
 
 def test_a_request_is_cancelled_by_whoever_has_its_handle_and_metrics_are_reported(
-    server: Server, open_frontend: Callable[..., EngineClient], mailbox: Mailbox
+    server: Server, open_frontend: Callable[..., ReportingClient], mailbox: Mailbox
 ) -> None:
-    frontend, other = open_frontend("first"), open_frontend("second")
+    frontend = open_frontend("first")
+    reports = frontend.reports
     number = frontend.submit([1, 2], LONG, mailbox.answers.put)
-    reports = [Reports(frontend), Reports(other)]
-    for each in reports:
-        wait_until(lambda each=each: each.last.running_sequences == 1, "no report")  # type: ignore[misc]
-        assert each.last.kv_cache_used_pages > 0
+    wait_until(lambda: reports.total.num_requests_running == 1, "no report")
+    assert reports.total.kv_cache_used_pages > 0
     cancel_reports = CancelReports(files_of(server))
     assert cancel_reports.send([frontend.cancel_handle(number)]) == set()
     answer = mailbox.take()
     assert isinstance(answer, Finished) and answer.results[0].finish_reason == "cancelled"
-    for each in reports:
-        wait_until(lambda each=each: each.last.running_sequences == 0, "no report of an idle engine")  # type: ignore[misc]
-        assert each.last.kv_cache_used_pages == 0 and each.last.generated_tokens >= len(answer.results[0].tokens)
+    wait_until(lambda: reports.total.num_requests_running == 0, "no report of an idle engine")
+    assert reports.total.kv_cache_used_pages == 0
+    assert reports.total.generation_tokens_total == len(answer.results[0].tokens)
     cancel_reports.close()
 
 
+def test_one_frontend_publishes_the_engine_s_metrics_and_the_next_one_when_it_leaves(
+    open_frontend: Callable[..., ReportingClient], mailbox: Mailbox
+) -> None:
+    frontends = {name: open_frontend(name) for name in ("b", "c", "a")}
+    everybody = list(frontends.values())
+
+    def publishing() -> set[str]:
+        return {name for name, frontend in frontends.items() if frontend.reports.publishes}
+
+    def counted() -> int:
+        return sum(frontend.reports.total.generation_tokens_total for frontend in everybody)
+
+    def ask() -> None:
+        """Every token of an answer is reported once."""
+        before = counted()
+        frontends["c"].submit([1, 2], SHORT, mailbox.answers.put)
+        new = len(mailbox.tokens())
+        wait_until(lambda: counted() >= before + new, "no report")
+        time.sleep(2 * REPORT_INTERVAL)
+        assert counted() == before + new
+
+    wait_until(lambda: publishing() == {"a"}, "a frontend that publishes")
+    ask()
+    frontends.pop("a").close()
+    wait_until(lambda: publishing() == {"b"}, "another frontend that publishes")
+    ask()
+
+
 def test_a_killed_engine_answers_each_request_once_with_an_error_and_a_new_one_serves(
-    open_frontend: Callable[..., EngineClient], mailbox: Mailbox
+    open_frontend: Callable[..., ReportingClient], mailbox: Mailbox
 ) -> None:
     frontends = [open_frontend("first"), open_frontend("second")]
     pid = frontends[0].engine_info.engine_pid
     for frontend in frontends * 8:
         frontend.submit([1, 2], LONG, mailbox.answers.put)
-    reports = Reports(frontends[0])
-    wait_until(lambda: reports.last.running_sequences > 0, "no report")
+    reports = frontends[0].reports
+    wait_until(lambda: reports.total.num_requests_running > 0, "no report")
     os.kill(pid, signal.SIGKILL)
     answers = [mailbox.take() for _ in range(16)]
     assert all(isinstance(answer, Failed) for answer in answers)
@@ -144,11 +181,15 @@ def test_a_killed_engine_answers_each_request_once_with_an_error_and_a_new_one_s
         submit_when_ready(frontend, mailbox)
     assert mailbox.tokens() == mailbox.tokens()
     assert mailbox.answers.empty(), "a request was answered twice"
+    assert reports.total.engine_restarts_total == 1
     assert frontends[0].engine_info.engine_pid == frontends[1].engine_info.engine_pid != pid
 
 
 def test_a_frontend_that_was_killed_keeps_neither_the_engine_nor_its_requests_alive(
-    config: EngineConfig, server: Server, open_frontend: Callable[..., EngineClient], mailbox: Mailbox
+    config: EngineConfig,
+    server: Server,
+    open_frontend: Callable[..., ReportingClient],
+    mailbox: Mailbox,
 ) -> None:
     command = [sys.executable, "-c", FRONTEND, config.to_json(), str(server.pid), "doomed", "40"]
     environment = os.environ
@@ -158,12 +199,12 @@ def test_a_frontend_that_was_killed_keeps_neither_the_engine_nor_its_requests_al
         pid = int(doomed.stdout.readline())
         frontend = open_frontend("other")
         assert frontend.engine_info.engine_pid == pid
-        reports = Reports(frontend)
-        wait_until(lambda: reports.last.waiting_sequences > 0, "no report")
+        reports = frontend.reports
+        wait_until(lambda: reports.total.num_requests_waiting > 0, "no report")
         doomed.kill()
     # What the dead frontend asked for would take the engine most of a minute.
     wait_until(
-        lambda: reports.last.running_sequences == reports.last.waiting_sequences == 0,
+        lambda: reports.total.num_requests_running == reports.total.num_requests_waiting == 0,
         "the engine works for a frontend that is dead",
         10,
     )
@@ -177,7 +218,7 @@ def test_a_frontend_that_was_killed_keeps_neither_the_engine_nor_its_requests_al
 
 
 def test_the_engine_ends_when_its_server_is_killed(
-    config: EngineConfig, open_frontend: Callable[..., EngineClient], server: Server, mailbox: Mailbox
+    config: EngineConfig, open_frontend: Callable[..., ReportingClient], server: Server, mailbox: Mailbox
 ) -> None:
     frontend = open_frontend("only")
     pid = frontend.engine_info.engine_pid
@@ -207,7 +248,11 @@ def test_the_engine_ends_when_its_server_dies_while_weights_load(config: EngineC
 
 
 def test_an_engine_whose_only_frontend_died_while_weights_load_is_there_for_the_next(
-    config: EngineConfig, server: Server, tmp_path: Path, open_frontend: Callable[..., EngineClient], mailbox: Mailbox
+    config: EngineConfig,
+    server: Server,
+    tmp_path: Path,
+    open_frontend: Callable[..., ReportingClient],
+    mailbox: Mailbox,
 ) -> None:
     (tmp_path / "model.safetensors").symlink_to(config.checkpoint / "model.safetensors")
     os.mkfifo(tmp_path / "config.json")  # reading the checkpoint hangs here

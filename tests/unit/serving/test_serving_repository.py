@@ -14,7 +14,7 @@ from gptj_triton.serving.errors import ServeError
 from gptj_triton.serving.repository import Overrides, read_config, stage_repository
 
 REPOSITORY = PROJECT / "model_repository"
-OVERRIDES = Overrides(Checkpoint(Path("/w"), Path("/t"), 48), "cuda", "bf16", 1, 2, "/opt/python", 70)
+OVERRIDES = Overrides(Checkpoint(Path("/w"), Path("/t"), 48), "cuda", "bf16", 1, 2, "/opt/python", 70, {"max_words": 7})
 
 # What NVIDIA's library takes and gives for GPT-J (fastertransformer_backend, all_models/gptj, and its GptJTritonModel).
 NVIDIA_INPUTS = {

@@ -24,7 +24,8 @@ def directory(tmp_path: Path) -> Path:
     """The directory of a server with two engines."""
     server = tmp_path / "server"
     for engine in (ENGINE, OTHER_ENGINE):
-        (server / engine).mkdir(parents=True)
+        (server / engine).mkdir(parents=True, mode=0o700)
+    server.chmod(0o700)
     return server
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from gptj_triton.engine.metrics import EngineMetrics
+from gptj_triton.engine.metrics import RequestMetrics
 from gptj_triton.engine.sampling_params import SamplingParams
 from gptj_triton.errors import ConfigError, UnavailableError
 from gptj_triton.process.client import EngineClient, Failed
@@ -36,7 +36,6 @@ class Engine:
     """Takes requests as EngineClient does; the test answers them."""
 
     def __init__(self) -> None:
-        self.reports: queue.SimpleQueue[EngineMetrics] = queue.SimpleQueue()
         self.requests: list[tuple[Callable[[Any], None], Callable[[TokenDelta], None]]] = []
         self.cancelled: list[int] = []
         self.available = True
@@ -89,6 +88,9 @@ class Client:
         self.ended = last
         self.responses.put((time.monotonic() - self.began, copied, last))
 
+    def fail_by(self, error: Exception) -> None:
+        self.fail(f"fault: {error}")
+
     def fail(self, message: str) -> None:
         assert not self.ended
         self.ended = True
@@ -116,8 +118,14 @@ def engine() -> Engine:
 
 
 @pytest.fixture
-def replies(engine: Engine) -> Iterator[Replies]:
-    opened = Replies(cast(EngineClient, engine), PACE, lambda report: None)
+def counted() -> RequestMetrics:
+    """How the requests of `replies` ended."""
+    return RequestMetrics()
+
+
+@pytest.fixture
+def replies(engine: Engine, counted: RequestMetrics) -> Iterator[Replies]:
+    opened = Replies(cast(EngineClient, engine), PACE, counted.add)
     yield opened
     opened.close()
 
@@ -223,6 +231,41 @@ def test_a_refusal_ends_the_whole_request_once_and_cancels_the_rest_of_it(
     assert client.responses.empty()
 
 
+@pytest.mark.parametrize(
+    ("reasons", "counts_as"),
+    [(["stop"], "stop"), (["stop", "length"], "length"), (["length", "timeout", "stop"], "timeout")],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_request_of_several_rows_is_counted_once(
+    engine: Engine, replies: Replies, counted: RequestMetrics, streamed: bool, reasons: list[str], counts_as: str
+) -> None:
+    client = Client()
+    begin(replies, client, streamed, copies=len(reasons))
+    for number, reason in enumerate(reasons):
+        engine.end(number, 5, reason=reason)
+    assert client.take()[2]
+    replies.close()
+    assert counted == RequestMetrics(request_success_total={counts_as: 1})
+
+
+def test_what_is_refused_and_what_fails_is_counted_apart(
+    engine: Engine, replies: Replies, counted: RequestMetrics
+) -> None:
+    dies, breaks, full, down = (Client() for _ in range(4))
+    breaks.breaks = True
+    for client in (dies, breaks, full):
+        begin(replies, client)
+    engine.requests[0][0](Failed("the engine ended"))
+    engine.end(1, 5)
+    engine.requests[2][0](Failed("too many wait", refused="queue_full"))
+    engine.available = False
+    begin(replies, down)
+    for client in (dies, breaks, full, down):
+        assert client.take()[2]
+    replies.close()
+    assert counted == RequestMetrics(request_refused_total={"queue_full": 1, "engine_down": 1}, request_failed_total=2)
+
+
 def test_a_request_without_an_engine_is_answered_once(engine: Engine, replies: Replies) -> None:
     client = Client()
     engine.available = False
@@ -252,7 +295,7 @@ def test_all_sequences_are_cancelled_when_their_client_left(engine: Engine, repl
 
 
 def test_some_pieces_a_second_say_how_to_cancel(engine: Engine) -> None:
-    replies = Replies(cast(EngineClient, engine), 1000.0, lambda report: None)
+    replies = Replies(cast(EngineClient, engine), 1000.0, lambda counted: None)
     client = Client()
     begin(replies, client, copies=2)
     handles: list[Any] = []
@@ -307,7 +350,7 @@ def test_a_response_that_cannot_be_sent_ends_its_request_alone(engine: Engine, r
     begin(replies, client)
     broken.breaks = True
     engine.add(0, 5)
-    assert broken.take()[1] == "the answer could not be sent: no shared memory"
+    assert broken.take()[1] == "fault: no shared memory"
     assert engine.cancelled == [0]
     engine.end(1, 5)
     assert client.take()[2]

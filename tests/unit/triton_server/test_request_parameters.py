@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import pytest
 
+from gptj_triton.errors import InvalidRequestError
 from gptj_triton.fields import BY_NAME, BY_TENSOR
+from gptj_triton.limits import RequestLimits
 from gptj_triton.triton.request_fields import FieldError
-from gptj_triton.triton.request_parameters import NAMES, check_parameters
+from gptj_triton.triton.request_parameters import NAMES, check_parameters, read_parameters
 
 
 def check(*names: str) -> list[str]:
-    return check_parameters(json.dumps(dict.fromkeys(names, 1)))
+    return check_parameters(dict.fromkeys(names, 1))
 
 
 def test_a_name_for_other_servers_means_one_field() -> None:
@@ -136,10 +137,20 @@ def test_the_parameters_that_triton_reserves_are_its_own() -> None:
 def test_a_timeout_that_is_no_number_of_microseconds_is_refused(value: object) -> None:
     message = f"timeout is {value!r}; it must be a whole number of microseconds, 0 for no limit"
     with pytest.raises(FieldError, match=re.escape(message)):
-        check_parameters(json.dumps({"timeout": value}))
-    check_parameters('{"timeout": 0}')
+        check_parameters({"timeout": value})
+    check_parameters({"timeout": 0})
 
 
 def test_a_field_sent_as_a_request_parameter_is_refused_and_not_dropped() -> None:
     with pytest.raises(FieldError, match="max_tokens came as a request parameter; it must be sent as an input tensor"):
-        check_parameters('{"max_tokens": 3}')
+        check_parameters({"max_tokens": 3})
+
+
+def test_so_many_parameters_are_read_and_no_more() -> None:
+    limits = RequestLimits(max_parameters=2, max_parameter_bytes=20)
+    assert read_parameters("", limits) == {}
+    assert read_parameters('{"a":1,"b":2}', limits) == {"a": 1, "b": 2}
+    with pytest.raises(InvalidRequestError, match=r"is 3, allowed: 0 to 2 \(limit max_parameters\)"):
+        read_parameters('{"a":1,"b":2,"c":3}', limits)
+    with pytest.raises(InvalidRequestError, match=r"is 21, allowed: 0 to 20 \(limit max_parameter_bytes\)"):
+        read_parameters('{"a":"' + "x" * 13 + '"}', limits)

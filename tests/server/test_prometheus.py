@@ -1,0 +1,255 @@
+"""What a real Prometheus reads of a real server: what was sent is what is counted, and the dashboard asks for nothing
+else.
+
+Prometheus comes from the machine's own package sources, as Debian's package, and is not installed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import requests
+
+from gptj_triton.bench.local_server import free_ports
+from gptj_triton.client import Client, ServerError
+from gptj_triton.engine.metrics import METRICS, PREFIX
+from gptj_triton.install.debian import unpack
+from gptj_triton.project import PROJECT
+from tests.server.conftest import CLOSE, Server, wait_until
+
+PROMPT = "Once upon a time"
+PROMPT_TOKENS = 4
+DASHBOARD = PROJECT / "deploy" / "grafana.json"
+VARIABLES = {"$__rate_interval": "1m", "$instance": ".*"}
+
+
+@dataclass(frozen=True)
+class Prometheus:
+    """A running Prometheus that scrapes one server."""
+
+    url: str
+
+    def ask(self, path: str, **parameters: str) -> Any:
+        answer = requests.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=10).json()
+        assert answer["status"] == "success", answer
+        return answer["data"]
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """Its series, each with `metric` (labels) and `value`."""
+        found: list[dict[str, Any]] = self.ask("query", query=expression)["result"]
+        return found
+
+    def value(self, expression: str) -> float:
+        """The value of an expression that has one series; 0 without any."""
+        found = self.query(expression)
+        assert len(found) <= 1, found
+        return float(found[0]["value"][1]) if found else 0.0
+
+    def by(self, label: str, expression: str) -> dict[str, float]:
+        """What is not 0 of an expression, by the values of a label."""
+        values = {each["metric"][label]: float(each["value"][1]) for each in self.query(expression)}
+        return {name: value for name, value in values.items() if value}
+
+
+@pytest.fixture(scope="module")
+def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    folder = tmp_path_factory.mktemp("prometheus")
+    program = shutil.which("prometheus") or unpack(["prometheus"], "bin/prometheus", folder)
+    job = {"job_name": "gptj", "static_configs": [{"targets": [server.metrics_url]}]}
+    config = folder / "prometheus.yml"
+    config.write_text(json.dumps({"global": {"scrape_interval": "500ms"}, "scrape_configs": [job]}))
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    command = [str(program), f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([*command, f"--web.listen-address={address}"], stdout=log, stderr=log)
+    try:
+        started = Prometheus(f"http://{address}")
+
+        def scrapes() -> bool:
+            assert process.poll() is None, (folder / "log").read_text()
+            try:
+                return started.value("count(gptj_num_requests_max)") == 1
+            except requests.RequestException:  # it is starting
+                return False
+
+        wait_until(scrapes, "scrape")
+        yield started
+    finally:
+        process.terminate()
+        process.wait()
+
+
+class Sent:
+    """Sends requests, and notes how each ended."""
+
+    def __init__(self, server: Server) -> None:
+        self._url = server.http_url
+        self._client = Client(server.http_url)
+        self._batches = Client(server.grpc_url, protocol="grpc")
+        self.reasons: Counter[str] = Counter()
+        self.new_tokens = self.sequences = self.refused = 0
+
+    def whole(self, **fields: Any) -> None:
+        answer = self._client.generate(PROMPT, **fields)
+        self._note(answer.finish_reason, answer.sequence_length)
+
+    def stream(self, **fields: Any) -> None:
+        *_, answer = self._client.stream(PROMPT, **fields)
+        self._note(answer.finish_reason, answer.sequence_length)
+
+    def timed_out(self, **fields: Any) -> None:
+        url = f"http://{self._url}/v2/models/ensemble/generate"
+        answer = requests.post(url, json={"text_input": PROMPT, **fields}, headers=CLOSE, timeout=60).json()
+        self._note([answer["finish_reason"]], [answer["sequence_length"]])
+
+    def batch(self, rows: int, **fields: Any) -> None:
+        answers = self._batches.generate_batch([PROMPT] * rows, **fields)
+        for answer in answers:
+            self._note(answer.finish_reason, answer.sequence_length)
+        self.reasons["length"] -= rows - 1  # one request, whatever it has of rows
+
+    def wrong(self, **fields: Any) -> None:
+        with pytest.raises(ServerError):
+            self._client.generate(PROMPT, **fields)
+        self.refused += 1
+
+    def _note(self, reasons: list[str], lengths: list[int]) -> None:
+        self.reasons[reasons[0]] += 1
+        self.sequences += len(lengths)
+        self.new_tokens += sum(length - PROMPT_TOKENS for length in lengths)
+
+
+def test_what_was_sent_is_what_prometheus_counts(server: Server, prometheus: Prometheus) -> None:
+    sums = {
+        name: f"sum({PREFIX}{name})"
+        for name in (
+            "generation_tokens_total",
+            "prompt_tokens_total",
+            "request_failed_total",
+            "time_to_first_token_seconds_count",
+            "e2e_request_latency_seconds_count",
+            "inter_token_latency_seconds_count",
+        )
+    }
+    reasons = f"sum by (finished_reason) ({PREFIX}request_success_total)"
+    refusals = f'sum by (reason) ({PREFIX}request_refused_total{{reason="invalid"}})'
+    before = {name: prometheus.value(expression) for name, expression in sums.items()}
+    reasons_before = prometheus.by("finished_reason", reasons)
+    refused_before = prometheus.by("reason", refusals)
+
+    sent = Sent(server)
+    for length in (1, 2, 5, 9):
+        sent.whole(max_tokens=length)
+        sent.stream(max_tokens=length)
+    sent.whole(max_tokens=30, stop_words=["king"])
+    sent.timed_out(max_tokens=900, min_tokens=900, timeout=300_000)
+    sent.batch(3, max_tokens=4)
+    for tokens in (0, -1, 10**6):
+        sent.wrong(max_tokens=tokens)
+
+    def grown() -> dict[str, float]:
+        return {name: prometheus.value(expression) - before[name] for name, expression in sums.items()}
+
+    timeouts = sent.reasons["timeout"]
+    expected = {
+        "generation_tokens_total": sent.new_tokens,
+        "prompt_tokens_total": sent.sequences * PROMPT_TOKENS,
+        "request_failed_total": 0,
+        "time_to_first_token_seconds_count": sent.sequences,
+        "e2e_request_latency_seconds_count": sent.sequences - timeouts,
+    }
+
+    def as_sent() -> bool:
+        now = grown()
+        return all(now[name] == value for name, value in expected.items())
+
+    try:
+        wait_until(as_sent, "agreement", 10)
+    except AssertionError:
+        assert grown() == expected  # says where
+        raise
+    assert timeouts == 1 and sent.reasons["stop"] == 1
+    assert Counter(prometheus.by("finished_reason", reasons)) - Counter(reasons_before) == sent.reasons
+    assert Counter(prometheus.by("reason", refusals)) - Counter(refused_before) == {"invalid": sent.refused}
+    # The tokens of a long answer come in more than one report, each of which observes a bounded number of times.
+    assert 0 < grown()["inter_token_latency_seconds_count"] <= sent.new_tokens - sent.sequences
+
+
+def test_what_the_engine_counts_has_one_series(prometheus: Prometheus) -> None:
+    for name in ("num_requests_running", "generation_tokens_total", "step_time_seconds_count", "kv_cache_pages"):
+        assert prometheus.value(f"count({PREFIX}{name})") == 1, name
+
+
+def test_prometheus_knows_each_metric_by_its_kind(prometheus: Prometheus) -> None:
+    known = prometheus.ask("metadata")
+    for name, metric in METRICS.items():
+        assert {each["type"] for each in known[PREFIX + name]} == {metric.kind}, name
+
+
+def panels() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(DASHBOARD.read_text())["panels"]
+    return [panel for panel in found if panel["type"] != "row"]
+
+
+def expressions() -> list[str]:
+    found = [target["expr"] for panel in panels() for target in panel["targets"]]
+    for variable, value in VARIABLES.items():
+        found = [expression.replace(variable, value) for expression in found]
+    return found
+
+
+def test_the_dashboard_asks_for_what_there_is(prometheus: Prometheus) -> None:
+    names = set(prometheus.ask("label/__name__/values"))
+    for expression in expressions():
+        assert "$" not in expression, "a variable that is not known here"
+        prometheus.query(expression)  # it is parsed, or the answer is no success
+        asked = set(re.findall(rf"\b(?:{PREFIX}|nv_)\w+", expression))
+        assert asked <= names, expression
+
+
+def test_the_alerts_of_the_operations_page_are_understood(prometheus: Prometheus) -> None:
+    table = (PROJECT / "docs" / "operations.md").read_text().partition("# Alerts to begin with\n")[2]
+    alerts = re.findall(r"^\| `(.*?)`", table, re.M)
+    assert len(alerts) >= 5
+    for expression in alerts:
+        assert prometheus.query(expression) == [], expression
+
+
+def test_the_dashboard_shows_what_is_counted(prometheus: Prometheus) -> None:
+    asked = set(re.findall(rf"\b{PREFIX}(\w+)", " ".join(expressions())))
+    asked = {name.removesuffix("_bucket") for name in asked}
+    # The same, by other names: sums and parts of what is shown.
+    left_out = {"num_requests_active", "num_requests_prefilling", "kv_cache_free_pages", "kv_cache_page_tokens"}
+    assert asked == METRICS.keys() - left_out
+
+
+def test_the_dashboard_s_panels_have_what_grafana_needs_and_do_not_overlap() -> None:
+    dashboard = json.loads(DASHBOARD.read_text())
+    assert dashboard["title"] and dashboard["uid"] and dashboard["schemaVersion"] >= 36
+    variables = {each["name"] for each in dashboard["templating"]["list"]}
+    assert variables == {"datasource", "instance"}
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(ids) == len(set(ids))
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not taken & cells and place["x"] + place["w"] <= 24, panel["title"]
+        taken |= cells
+        if panel["type"] == "row":
+            continue
+        assert panel["type"] in {"timeseries", "stat"} and panel["description"]
+        assert {target["datasource"]["uid"] for target in panel["targets"]} == {"${datasource}"}
+        references = [target["refId"] for target in panel["targets"]]
+        assert len(references) == len(set(references))
