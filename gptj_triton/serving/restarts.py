@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 STEADY_SECONDS = 2.0  # a server that was ready for so long is none that dies at once
 FIRST_PAUSE = 0.25  # seconds
-LONGEST_PAUSE, LONGEST_AFTER_READY = 10.0, 2.0  # where a server did not become ready, and where it did
+LONGEST_PAUSE, LONGEST_AFTER_READY = 10.0, 1.0  # where a server did not become ready, and where it did
 
 
 @dataclass

@@ -170,8 +170,9 @@ class Supervisor:
 
     def _stop(self) -> None:
         """Ends all that is left."""
+        goodbye = self._server is not None and self._server.has_ended_in_order
         self._end_server()
-        end_children(0.0 if self._server is None else ENGINE_SECONDS)
+        end_children(ENGINE_SECONDS if goodbye else 0.0)
         self._relay.close()
 
     def _end_server(self) -> None:

@@ -84,7 +84,7 @@ def test_what_does_not_finish_in_time_gets_one_error_each_and_the_status_tells(
 def test_with_enough_time_all_finish(launch: Launch) -> None:
     server = launch().wait_until_ready()
     with ThreadPoolExecutor(STREAMS) as pool:
-        streams = [pool.submit(stream, server, 60) for _ in range(STREAMS)]
+        streams = [pool.submit(stream, server, 30) for _ in range(STREAMS)]
         wait_for_sequences(server, STREAMS)
         server.process.send_signal(signal.SIGTERM)
         assert server.wait() == 0

@@ -14,8 +14,8 @@ def test_the_first_restart_is_at_once_and_the_pauses_between_the_next_double() -
 
 def test_a_server_that_was_ready_does_not_wait_long() -> None:
     restarts = Restarts(limit=20, window=1000.0)
-    pauses = [restarts.pause_before_next(float(second), ready_for=1.0) for second in range(7)]
-    assert pauses == [0.0, 0.25, 0.5, 1.0, 2.0, 2.0, 2.0]
+    pauses = [restarts.pause_before_next(float(second), ready_for=1.5) for second in range(7)]
+    assert pauses == [0.0, 0.25, 0.5, 1.0, 1.0, 1.0, 1.0]
 
 
 def test_a_server_that_was_ready_for_a_while_is_started_again_at_once() -> None:
