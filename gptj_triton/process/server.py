@@ -117,7 +117,7 @@ class EngineServer:
     def run(self, engine: Engine) -> None:
         """Serve until the last frontend left, or none has come for long."""
         while not self._left:
-            self._receive(engine, wait=not engine.busy)
+            self._receive(engine, wait=not engine.busy and self._drained is (self._drain_deadline is not None))
             self._end_what_is_due(engine)
             if engine.busy:
                 for sequences in engine.step():

@@ -175,7 +175,7 @@ def print_command(options: Options) -> None:
     stage = stage_backends(root, find_triton(), BACKEND)
     closed = plain(access_without_keys().arguments)
     command = [*server_command(options, REPOSITORY, stage), *closed, *options.server_arguments]
-    print(*stage.shell_exports, shlex.join(command), sep="\n")
+    print(*stage.shell_exports, "umask 077", shlex.join(command), sep="\n")
 
 
 if __name__ == "__main__":

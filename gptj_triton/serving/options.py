@@ -35,7 +35,7 @@ OWN_SERVER_OPTIONS = {
         ["http-address", "http-port", "grpc-address", "grpc-port", "metrics-address", "metrics-port"], OWN_ADDRESSES
     ),
     **dict.fromkeys(["http-restricted-api", "grpc-restricted-protocol"], "use --api-key-file and --open-admin-api"),
-    **dict.fromkeys(["allow-sagemaker", "allow-vertex-ai"], "it is false: their ports ask for no key"),
+    **dict.fromkeys(["allow-sagemaker", "allow-vertex-ai"], "it is false, because its port asks for no key"),
 }
 # What a model repository served as committed takes from its own config.pbtxt.
 OVERRIDING_OPTIONS = (

@@ -55,6 +55,10 @@ class TritonProcess:
     def has_ended(self) -> bool:
         return self._process.poll() is not None
 
+    @property
+    def has_ended_in_order(self) -> bool:
+        return self._process.poll() == 0
+
     def why_ended(self) -> str:
         """One line, once it has ended."""
         status = self._process.wait()
@@ -71,7 +75,7 @@ class TritonProcess:
         deadline = time.monotonic() + seconds
         while not self.has_ended and time.monotonic() < deadline:
             pause(POLL_SECONDS)
-        return self.has_ended and self._process.returncode == 0
+        return self.has_ended_in_order
 
     def kill(self) -> None:
         """Ends it, in whatever state it is, and collects its status."""

@@ -145,12 +145,15 @@ class Supervisor:
         """Lets requests in flight finish, and stops the server in order; a second signal ends that. Returns whether
         requests were cut."""
         assert self._server is not None
+        if self._server.has_ended:  # it is not ready again yet
+            return False
         log.say("stopping when all requests are answered; a second signal kills")
         self._readiness.say(False)
         draining = Draining(self._run.engines, self._drain_timeout)
-        answered = False
+        cut = True
         try:
             self._wait_until(lambda: draining.is_over, self._drain_timeout + EXTRA_STOP_SECONDS)
+            engines_cut = draining.cut > 0
             connections = Connections(self._server.pid, self._ports)
             connections.refuse_new()
             # What is not idle now waits for a model of the user's own, or reads slowly.
@@ -158,16 +161,18 @@ class Supervisor:
             answered = self._wait_until(connections.close_idle, seconds)
             self._server.terminate()
             answered |= self._server.ends_in_order(self._exit_timeout + EXTRA_STOP_SECONDS)
+            cut = engines_cut or not answered
         except StopRequestedError:
             log.say("killing", "warning")
         except ServeError as error:
             log.say(str(error), "error")
-        return draining.cut > 0 or not answered
+        return cut
 
     def _stop(self) -> None:
         """Ends all that is left."""
+        goodbye = self._server is not None and self._server.has_ended_in_order
         self._end_server()
-        end_children(0.0 if self._server is None else ENGINE_SECONDS)
+        end_children(ENGINE_SECONDS if goodbye else 0.0)
         self._relay.close()
 
     def _end_server(self) -> None:
@@ -195,8 +200,8 @@ class Supervisor:
         return self._server.why_ended() if self._server.has_ended else self._stubs.failure()
 
     def _wait(self, seconds: float) -> None:
-        """Waits for that long, or until a child ends, and collects its status. StopRequestedError where a signal to
-        stop comes."""
+        """Waits that long, or until a child ends, and collects its status. StopRequestedError where a signal to stop
+        comes."""
         if pause(seconds):
             assert self._server is not None
             reap(except_for=self._server.pid)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ import psutil
 import pytest
 import requests
 
+from gptj_triton.api_key import http_header
 from gptj_triton.bench.local_server import free_ports
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -238,6 +240,16 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Server]]:
             return launched
 
         yield launch_one
+
+
+@pytest.fixture
+def admin_key(tmp_path: Path) -> tuple[str, dict[str, str]]:
+    """An option that opens Triton's administrative APIs, and the headers that a request to them brings then."""
+    key = secrets.token_hex(16)
+    file = tmp_path / "admin-key"
+    file.touch(mode=0o600)
+    file.write_text(key)
+    return f"--open-admin-api={file}", {**CLOSE, **http_header(key)}
 
 
 @pytest.fixture

@@ -12,7 +12,13 @@ import pytest
 from gptj_triton.install.interpreter import PYTHON
 from gptj_triton.project import PROJECT
 from gptj_triton.serving.errors import ServeError
-from gptj_triton.serving.installation import Triton, find_python_library, find_triton, stage_backends
+from gptj_triton.serving.installation import (
+    Triton,
+    find_python_library,
+    find_triton,
+    stage_backends,
+    with_private_regions,
+)
 from gptj_triton.triton.stubs import STUB
 
 BACKEND = PROJECT / "backends" / "fastertransformer"
@@ -119,3 +125,9 @@ def test_a_stub_that_may_not_be_run_is_named(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
     with pytest.raises(ServeError, match=f"{STUB} may not be run by this user"):
         stage_backends(tmp_path / "stage", find_triton(), BACKEND)
+
+
+def test_regions_get_no_mode_of_their_own_but_in_a_library_that_names_it_otherwise() -> None:
+    assert with_private_regions(b"ELF\0open\0fchmod\0read\0") == b"ELF\0open\0fsync\0\0read\0"
+    for other in (b"\0fchmodat\0", b"\0fchmod\0 \0fchmod\0"):
+        assert with_private_regions(other) == other
