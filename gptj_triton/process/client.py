@@ -85,6 +85,7 @@ class EngineClient:
         self._step_timeout = config.step_timeout
         self.reports: queue.SimpleQueue[EngineMetrics] = queue.SimpleQueue()  # of the engine's metrics, oldest first
         self._directory = EngineDirectory.of(config, server_pid)
+        self._directory.make()
         self._starter = EngineStarter(config, self._directory, server_pid, engine_module)
         self._pidfd = -1
         self._encoder = msgspec.msgpack.Encoder()

@@ -151,9 +151,10 @@ class EngineDirectory:
 
     def remove_dead_frontends(self) -> None:
         """Remove what frontends left that ended when no engine watched them."""
-        for path in self.path.glob("*.sock"):
-            if path != self.socket and not _is_listening(path):
-                self.remove_frontend_files(path.stem)
+        with self.locked():  # no frontend is between making its socket and listening
+            for path in self.path.glob("*.sock"):
+                if path != self.socket and not _is_listening(path):
+                    self.remove_frontend_files(path.stem)
 
     def remove_if_unused(self) -> None:
         """Remove the directory, and its parent if it was the last, unless an engine or a frontend uses it."""

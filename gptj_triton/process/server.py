@@ -106,7 +106,7 @@ class EngineServer:
     def run(self, engine: Engine) -> None:
         """Serve until the last frontend left, or none has come for long."""
         while not self._left:
-            self._receive(engine, wait=not engine.busy)
+            self._receive(engine, wait=not engine.busy and self._drained is (self._drain_deadline is not None))
             self._end_what_is_due(engine)
             if engine.busy:
                 for sequences in engine.step():
@@ -156,9 +156,9 @@ class EngineServer:
             self._left = not self._frontends
 
     def _join(self, engine: Engine, hello: messages.Hello) -> None:
+        self._directory.remove_dead_frontends()
         pidfd = open_pidfd(hello.pid)
         if pidfd is None:
-            self._directory.remove_frontend_files(hello.frontend)
             return
         self._lifetime.add_server(hello.server_pid)
         outbox = self._context.socket(zmq.PUSH)

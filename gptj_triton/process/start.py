@@ -62,7 +62,6 @@ class EngineStarter:
                 return pidfd
             self._count_attempt()
             directory.remove_engine_files()
-            directory.remove_dead_frontends()
             directory.error_file.unlink(missing_ok=True)
             try:
                 self._child = self._start()

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from gptj_triton.process.directory import RUN_VARIABLE
 from gptj_triton.process.temporary import is_plain
 from gptj_triton.project import BACKEND, EMBEDDED_MODEL, REPOSITORY, require_checkout
 from gptj_triton.serving.access import access_without_keys, choose_access, command_with_keys
@@ -67,6 +68,7 @@ def stop_early(number: int, frame: FrameType | None) -> NoReturn:
 def serve(options: Options, run: RunDirectory) -> int:
     """Prepares, starts and stops one server, with all that it needs staged in the directory of `run`."""
     os.environ.update(missing_settings(os.environ, run.path / "home"))  # for this process and all that it starts
+    os.environ[RUN_VARIABLE] = str(run.path)
     os.environ["TMPDIR"] = str(run.path.parent)  # some of these have other working directories
     stage = stage_backends(run.path / "stage", find_triton(), backend_of(options))
     plain = PlainPaths(run.path)

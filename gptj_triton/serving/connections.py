@@ -27,7 +27,7 @@ class Connections:
     """Those at the TCP `ports` of the process `pid`."""
 
     def __init__(self, pid: int, ports: Collection[int]) -> None:
-        self._process = psutil.Process(pid)
+        self._pid = pid
         self._ports = ports
 
     def refuse_new(self) -> None:
@@ -49,9 +49,9 @@ class Connections:
 
     def _sockets(self, state: str) -> Iterator[socket.socket]:
         with contextlib.suppress(OSError, psutil.Error):
-            pidfd = os.pidfd_open(self._process.pid)
+            pidfd = os.pidfd_open(self._pid)
             try:
-                for found in self._process.net_connections("tcp"):
+                for found in psutil.Process(self._pid).net_connections("tcp"):
                     if found.status == state and found.laddr.port in self._ports:
                         with (
                             contextlib.suppress(OSError),

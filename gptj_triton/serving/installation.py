@@ -128,13 +128,10 @@ def stage_backends(root: Path, triton: Triton, fastertransformer: Path) -> Stage
     (python_backend / BACKEND_LIBRARY).write_bytes(with_private_regions(library))
     # A program of our own: Triton changes the mode of a stub that fails, and Python in a stub imports from the current
     # directory, so that must be an empty one. (A relative path of a model, the first argument, starts at Triton's own.)
-    # Its process id is noted where a launcher watches it (stub_watch.py).
     (root / "empty").mkdir()
     empty, stub = shlex.quote(str(root / "empty")), shlex.quote(str(triton.stub))
-    # tritonserver's stack is larger than others' (limits.py).
-    stack = f"ulimit -S -s {stack_limit()}"
-    note = f'[ -z "${RUN_VARIABLE}" ] || echo "$1" > "${RUN_VARIABLE}/stubs/$$"'
-    write_program(python_backend / STUB, f'{stack}; {note}; case "$1" in /*) cd {empty} ;; esac; exec {stub} "$@"')
+    change = f'case "$1" in /*) cd {empty} ;; esac'
+    write_program(python_backend / STUB, f'{begin_stub()}; {change}; exec {stub} "$@"')
     utilities = "triton_python_backend_utils.py"
     (python_backend / utilities).symlink_to(triton.python_backend / utilities)
     (root / "backends" / "fastertransformer").symlink_to(fastertransformer.resolve())
@@ -146,6 +143,17 @@ def stage_backends(root: Path, triton: Triton, fastertransformer: Path) -> Stage
         search.append(root / "triton")
         search[-1].symlink_to(triton.libraries)
     return Stage(triton.binary, root / "backends", tuple(search), find_programs(root / "python"))
+
+
+def write_noted_stub(path: Path, stub: Path) -> None:
+    """Writes a program that begins as every stub does and becomes `stub`, a model's own."""
+    write_program(path, f'{begin_stub()}; exec {shlex.quote(str(stub))} "$@"')
+
+
+def begin_stub() -> str:
+    """What each stub does first, as a line for a shell: it takes a smaller stack than tritonserver's (limits.py), and
+    notes its process id and the path of its model.py, its first argument, if a launcher watches (stub_watch.py)."""
+    return f'ulimit -S -s {stack_limit()}; [ -z "${RUN_VARIABLE}" ] || echo "$1" > "${RUN_VARIABLE}/stubs/$$"'
 
 
 def with_private_regions(library: bytes) -> bytes:

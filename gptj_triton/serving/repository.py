@@ -16,6 +16,8 @@ from gptj_triton.fields import BY_TENSOR, Origin
 from gptj_triton.process.temporary import is_plain
 from gptj_triton.serving.checkpoint import Checkpoint
 from gptj_triton.serving.errors import ServeError
+from gptj_triton.serving.installation import write_noted_stub
+from gptj_triton.triton.stubs import STUB
 
 BACKEND = "fastertransformer"  # the name of the backend and of the model
 ENSEMBLE, STREAMING_ENSEMBLE = "ensemble", "ensemble_stream"
@@ -75,7 +77,9 @@ def stage_repository(
         staged.mkdir(parents=True)
         (staged / "config.pbtxt").write_text(text_format.MessageToString(config), encoding="utf-8")
         for entry in folder.iterdir():
-            if entry.name != "config.pbtxt":
+            if entry.name == STUB:
+                write_noted_stub(staged / STUB, entry.resolve())
+            elif entry.name != "config.pbtxt":
                 (staged / entry.name).symlink_to(entry.resolve())
     return [folder.name for folder, config in configs.items() if not config.ensemble_scheduling.step]
 

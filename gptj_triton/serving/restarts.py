@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-STEADY_SECONDS = 2.0  # a server that was ready for so long had not died of its start
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds
+STEADY_SECONDS = 2.0  # a server that was ready for so long is none that dies at once
+FIRST_PAUSE = 0.25  # seconds
+LONGEST_PAUSE, LONGEST_AFTER_READY = 10.0, 2.0  # where a server did not become ready, and where it did
 
 
 @dataclass
@@ -32,4 +33,5 @@ class Restarts:
         self.count += 1
         if self._quick_deaths <= 1:
             return 0.0
-        return float(min(FIRST_PAUSE * 2 ** (self._quick_deaths - 2), LONGEST_PAUSE))
+        longest = LONGEST_AFTER_READY if ready_for else LONGEST_PAUSE
+        return float(min(FIRST_PAUSE * 2 ** (self._quick_deaths - 2), longest))

@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ class RunDirectory:
         left = [pid for pid in processes_of(self.path) if pid != os.getpid()]
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, 9)
+                os.kill(pid, signal.SIGKILL)
         deadline = time.monotonic() + END_SECONDS
         while not all(map(process_has_ended, left)) and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -109,6 +110,8 @@ def run_directory() -> Iterator[RunDirectory]:
     path = temporary / f"gptj-triton-{os.getpid()}_{secrets.token_hex(4)}"
     path.mkdir(mode=0o700)
     run = RunDirectory(path)
+    directory = os.open(path, os.O_RDONLY)
+    fcntl.flock(directory, fcntl.LOCK_EX)  # systemd-tmpfiles removes old files, but none from a locked directory
     try:
         # It gets its name when it is locked, so that no other launcher can take it for a killed one's.
         unlocked = path / "unlocked"
@@ -119,6 +122,7 @@ def run_directory() -> Iterator[RunDirectory]:
             yield run
     finally:
         run.remove()
+        os.close(directory)
 
 
 def killed_runs(temporary: Path) -> Iterator[RunDirectory]:
@@ -127,7 +131,9 @@ def killed_runs(temporary: Path) -> Iterator[RunDirectory]:
         if NAME.fullmatch(path.name) is None:
             continue
         # An error means that it is locked, or has no lock, or another launcher removes it just now.
-        with contextlib.suppress(OSError), (path / "lock").open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.lstat().st_uid == os.geteuid():
+        with contextlib.suppress(OSError):
+            if path.lstat().st_uid != os.geteuid():  # who could have put anything in the lock's place
+                continue
+            with (path / "lock").open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 yield RunDirectory(path)

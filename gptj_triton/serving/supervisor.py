@@ -144,12 +144,15 @@ class Supervisor:
         """Lets requests in flight finish, and stops the server in order; a second signal ends that. Returns whether
         requests were cut."""
         assert self._server is not None
+        if self._server.has_ended:  # it is not ready again yet
+            return False
         say("stopping when all requests are answered; a second signal kills")
         self._readiness.say(False)
         draining = Draining(self._run.engines, self._drain_timeout)
-        answered = False
+        cut = True
         try:
             self._wait_until(lambda: draining.is_over, self._drain_timeout + EXTRA_STOP_SECONDS)
+            engines_cut = draining.cut > 0
             connections = Connections(self._server.pid, self._ports)
             connections.refuse_new()
             # What is not idle now waits for a model of the user's own, or reads slowly.
@@ -157,11 +160,12 @@ class Supervisor:
             answered = self._wait_until(connections.close_idle, seconds)
             self._server.terminate()
             answered |= self._server.ends_in_order(self._exit_timeout + EXTRA_STOP_SECONDS)
+            cut = engines_cut or not answered
         except StopRequestedError:
             say("killing")
         except ServeError as error:
             say(str(error))
-        return draining.cut > 0 or not answered
+        return cut
 
     def _stop(self) -> None:
         """Ends all that is left."""
@@ -194,7 +198,7 @@ class Supervisor:
         return self._server.why_ended() if self._server.has_ended else self._stubs.failure()
 
     def _wait(self, seconds: float) -> None:
-        """Waits for that long, or until a child ends, and collects its status. StopRequestedError where a signal to stop
+        """Waits that long, or until a child ends, and collects its status. StopRequestedError where a signal to stop
         comes."""
         if pause(seconds):
             assert self._server is not None

@@ -53,21 +53,26 @@ def test_a_terminal_that_is_gone_does_not_keep_anything_alive(launch: Launch, tm
     assert server.leftovers() == []
 
 
+@pytest.mark.parametrize("spared", ["none", "engine", "tritonserver"])
 def test_the_next_start_removes_what_a_killed_server_left_and_nothing_else(
-    temporary: Path, launch: Launch, tmp_path: Path
+    temporary: Path, launch: Launch, tmp_path: Path, spared: str
 ) -> None:
+    """What is spared stands still for ever."""
     toy = make_toy_repository(tmp_path / "toy")
     alive = launch("--model-repository", toy, temporary=temporary).wait_until_ready()
     for name in ("gptj-triton-mine", "gptj-triton-123_01234567", "gptj-engine-mine"):  # no server's
         (temporary / name).mkdir()
     before = set(temporary.iterdir())
     killed = launch(temporary=temporary).wait_until_ready()
+    [engine], server = killed.engines, killed.tritonserver
+    assert server is not None
     # None of them may see another one end.
-    processes = [killed.process, *filter(None, [killed.tritonserver]), *killed.engines]
-    for process in processes:
-        os.kill(process.pid, signal.SIGSTOP)
-    for process in processes:
-        os.kill(process.pid, signal.SIGKILL)
+    processes = {"launcher": killed.pid, "tritonserver": server.pid, "engine": engine.pid}
+    for pid in processes.values():
+        os.kill(pid, signal.SIGSTOP)
+    for name, pid in processes.items():
+        if name != spared:
+            os.kill(pid, signal.SIGKILL)
     killed.wait()
     assert set(temporary.iterdir()) > before and list(Path("/dev/shm").glob(f"gptj_{killed.pid}_*"))
     again = launch("--model-repository", toy, temporary=temporary).wait_until_ready()

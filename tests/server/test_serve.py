@@ -90,12 +90,12 @@ def test_sigterm_stops_the_server_the_stubs_and_the_engine(launch: Launch) -> No
 
 
 def test_killing_tritonserver_ends_all_the_rest_and_is_reported(launch: Launch) -> None:
-    server = launch().wait_until_ready()
+    server = launch("--max-restarts=0").wait_until_ready()
     assert server.tritonserver is not None
     server.tritonserver.kill()
     assert server.wait() == 1
     assert server.leftovers() == []
-    assert server.last_line == "serve.py: tritonserver was ended by SIGKILL"
+    assert server.last_line.startswith("serve.py: tritonserver was ended by SIGKILL; not started again: ")
 
 
 def test_two_ranks_write_the_text_of_one_and_end_with_the_server(server: Server, launch: Launch) -> None:
@@ -125,7 +125,8 @@ def test_a_signal_while_a_model_loads_stops_at_once(launch: Launch, tmp_path: Pa
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_process_that_outlives_its_server_is_ended(launch: Launch, tmp_path: Path, killed: bool) -> None:
-    server = launch("--model-repository", make_toy_repository(tmp_path / "toy", orphan="yes")).wait_until_ready()
+    toy = make_toy_repository(tmp_path / "toy", orphan="yes")
+    server = launch("--max-restarts=0", "--model-repository", toy).wait_until_ready()
     assert server.processes_with("sleep")
     assert server.tritonserver is not None
     if killed:
@@ -133,19 +134,6 @@ def test_a_process_that_outlives_its_server_is_ended(launch: Launch, tmp_path: P
     else:
         server.process.send_signal(signal.SIGINT)
     server.wait()
-    assert server.leftovers() == []
-
-
-def test_a_second_signal_ends_a_server_that_waits_for_its_clients(launch: Launch, tmp_path: Path) -> None:
-    server = launch("--model-repository", make_toy_repository(tmp_path / "toy")).wait_until_ready()
-    with socket.create_connection(("127.0.0.1", server.ports[0])) as idle:
-        idle.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert idle.recv(1000).startswith(b"HTTP/1.1 200")
-        server.process.send_signal(signal.SIGINT)
-        time.sleep(1.5)
-        assert server.process.poll() is None
-        server.process.send_signal(signal.SIGINT)
-        assert server.wait(seconds=20) == 0  # it would wait for 30
     assert server.leftovers() == []
 
 

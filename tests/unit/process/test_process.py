@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import queue
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import psutil
 import pytest
 
 from gptj_triton.engine.config import EngineConfig
-from gptj_triton.engine.metrics import EngineMetrics
 from gptj_triton.engine.sampling_params import SamplingParams
-from gptj_triton.errors import ConfigError, UnavailableError
+from gptj_triton.errors import ConfigError
 from gptj_triton.process.client import Answer, EngineClient, Failed
 from gptj_triton.process.directory import EngineDirectory, server_directory
 from gptj_triton.process.messages import Finished, TokenDelta
 from gptj_triton.triton.cancel_reports import CancelReports
+from tests.unit.process.frontends import LONG, SHORT, Mailbox, Reports, Server, has_ended, submit_when_ready, wait_until
 
-LONG = SamplingParams(request_output_len=900, end_ids=(256,), min_length=900)
-SHORT = SamplingParams(request_output_len=5, end_ids=(256,), min_length=5)
 FRONTEND = """
 import sys
 from gptj_triton.process.client import EngineClient
@@ -42,112 +36,9 @@ sys.stdin.read()
 frontend.close()
 """
 
-Server = subprocess.Popen[bytes]
-
-# A frontend does not wait for the engine that it started: it may have to leave it to other frontends.
-pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
-
-
-@pytest.fixture
-def config(make_checkpoint: Callable[..., Path]) -> EngineConfig:
-    checkpoint = make_checkpoint(n_layer=1)
-    return EngineConfig(str(checkpoint), device="cpu", engine_python=sys.executable, kv_cache_gib=0.01)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread_in_engines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    """A process that the engine takes for its server."""
-    with subprocess.Popen(["sleep", "600"]) as process:
-        yield process
-        process.kill()
-    shutil.rmtree(files_of(process), ignore_errors=True)
-
-
-@pytest.fixture
-def open_frontend(config: EngineConfig, server: Server) -> Iterator[Callable[..., EngineClient]]:
-    """Opens frontends of this process to the engine of `config`, changed by keywords; all are closed at the end."""
-    with contextlib.ExitStack() as stack:
-
-        def open_one(name: str, **changes: Any) -> EngineClient:
-            frontend = EngineClient(msgspec.structs.replace(config, **changes), server.pid, name)
-            stack.callback(frontend.close)
-            return frontend
-
-        yield open_one
-        stack.close()
-        engines = [child for child in psutil.Process().children() if child.pid != server.pid]
-        psutil.wait_procs(engines, timeout=30)
-
 
 def files_of(server: Server) -> Path:
     return server_directory(server.pid)
-
-
-class Reports:
-    """The engine's metrics as a frontend gets them."""
-
-    def __init__(self, frontend: EngineClient) -> None:
-        self._frontend = frontend
-        self._last = EngineMetrics()
-
-    @property
-    def last(self) -> EngineMetrics:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._last = self._frontend.reports.get_nowait()
-        return self._last
-
-
-def wait_until(condition: Callable[[], bool], otherwise: str, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.02)
-
-
-def has_ended(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
-
-
-class Mailbox:
-    """Collects the answers of several requests."""
-
-    def __init__(self) -> None:
-        self.answers: queue.Queue[Answer] = queue.Queue()
-
-    def take(self) -> Answer:
-        return self.answers.get(timeout=60.0)
-
-    def tokens(self) -> list[int]:
-        answer = self.take()
-        assert isinstance(answer, Finished), answer
-        return answer.results[0].tokens
-
-
-@pytest.fixture
-def mailbox() -> Mailbox:
-    return Mailbox()
-
-
-def submit_when_ready(frontend: EngineClient, mailbox: Mailbox) -> None:
-    """As a user does who is told to try again."""
-    deadline = time.monotonic() + 100
-    while True:
-        try:
-            frontend.submit([1, 2, 3], SHORT, mailbox.answers.put)
-        except UnavailableError:
-            assert time.monotonic() < deadline, "no new engine came"
-            time.sleep(0.02)
-        else:
-            return
 
 
 def test_two_frontends_share_one_engine_that_ends_after_the_last_one(
@@ -315,12 +206,12 @@ def test_the_engine_ends_when_its_server_dies_while_weights_load(config: EngineC
     assert not files_of(server).exists()
 
 
-def test_the_engine_ends_when_its_only_frontend_dies_while_weights_load(
-    config: EngineConfig, server: Server, tmp_path: Path
+def test_an_engine_whose_only_frontend_died_while_weights_load_is_there_for_the_next(
+    config: EngineConfig, server: Server, tmp_path: Path, open_frontend: Callable[..., EngineClient], mailbox: Mailbox
 ) -> None:
     (tmp_path / "model.safetensors").symlink_to(config.checkpoint / "model.safetensors")
     os.mkfifo(tmp_path / "config.json")  # reading the checkpoint hangs here
-    hanging = EngineConfig(str(tmp_path), device="cpu", engine_python=sys.executable, kv_cache_gib=0.01)
+    hanging = msgspec.structs.replace(config, model_checkpoint_path=str(tmp_path))
     command = [sys.executable, "-c", FRONTEND, hanging.to_json(), str(server.pid), "doomed", "0"]
     with subprocess.Popen(command) as doomed:
         directory = EngineDirectory.of(hanging, server.pid).path
@@ -328,7 +219,14 @@ def test_the_engine_ends_when_its_only_frontend_dies_while_weights_load(
         pid = int((directory / "engine.pid").read_text())
         doomed.kill()
     (tmp_path / "config.json").write_text((config.checkpoint / "config.json").read_text())
-    wait_until(lambda: has_ended(pid), "the engine waits for ever")
+    frontend = open_frontend("next", model_checkpoint_path=str(tmp_path))
+    assert frontend.engine_info.engine_pid == pid
+    assert not (directory / "doomed.sock").exists()
+    frontend.submit([1, 2, 3], SHORT, mailbox.answers.put)
+    assert len(mailbox.tokens()) == 5
+    frontend.close()
+    wait_until(lambda: has_ended(pid), "the engine outlived its last frontend")
+    assert not files_of(server).exists()
 
 
 def test_a_checkpoint_that_cannot_be_loaded_is_the_reason_a_frontend_is_given(server: Server, tmp_path: Path) -> None:
