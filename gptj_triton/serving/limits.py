@@ -33,11 +33,13 @@ def limit_server(command: Sequence[Argument]) -> None:
 
 
 def unused_memory_counts() -> bool:
-    """Whether the system is set to promise no more memory than it has: 170 threads' stacks would not fit then."""
+    """Whether memory counts that is only reserved: 170 threads' stacks would not fit then."""
+    limits = [resource.getrlimit(which)[0] for which in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
     try:
-        return Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2"
+        overcommit = Path("/proc/sys/vm/overcommit_memory").read_text().strip()
     except OSError:
-        return False
+        overcommit = ""
+    return overcommit == "2" or any(limit != resource.RLIM_INFINITY for limit in limits)
 
 
 def writes_files(command: Sequence[str]) -> bool:
