@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_USER := 0
 PIP := TMPDIR="$(CURDIR)/$(VENV)" $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: serve test test-gpu test-bare lint configs perf bench compare clients clean
+.PHONY: serve test test-gpu test-bare lint configs perf bench compare clients soak faults fuzz clean
 
 # Serves the embedded model, or what ARGS says: make serve ARGS="--model EleutherAI/gpt-j-6b --device cuda"
 serve: $(INSTALLED)
@@ -59,6 +59,18 @@ clients: $(INSTALLED)
 	test -x build/clients-env/bin/uv || $(BIN)/python -m venv build/clients-env
 	build/clients-env/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	$(BIN)/python tests/clients/run_clients.py $(ARGS)
+
+# A mixed load for 20 minutes: memory, leftovers, and an account of every request. make soak ARGS="--minutes 60"
+soak: $(INSTALLED)-bench
+	$(BIN)/python tools/soak.py $(ARGS)
+
+# Breaks parts of a running server, one after another, then kills its processes 50 times. make faults ARGS="--only body"
+faults: $(INSTALLED)-bench
+	$(BIN)/python tools/faults.py $(ARGS)
+
+# 10,000 inputs of any kind over both protocols, and those that chance does not find. make fuzz ARGS="--inputs 500"
+fuzz: $(INSTALLED)-fuzz
+	$(BIN)/python tools/fuzz.py $(ARGS)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import json, subprocess, sys, venv; sys.exit(sys.version_info < (3, 7))' 2>/dev/null || \

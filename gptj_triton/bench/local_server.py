@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from gptj_triton.project import PROJECT
 
@@ -36,31 +37,48 @@ class Addresses:
 
 @dataclass(frozen=True)
 class LocalServer(Addresses):
-    """The same, and the process whose descendants are all of that server's processes."""
+    """The same, its metrics, and the process whose descendants are all of that server's processes."""
 
-    pid: int
+    metrics: str
+    process: subprocess.Popen[bytes]
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
 
 @contextlib.contextmanager
-def local_server(arguments: Sequence[str] = (), ready_within: float = 120.0) -> Iterator[LocalServer]:
+def local_server(
+    arguments: Sequence[str] = (),
+    ready_within: float = 120.0,
+    environment: Mapping[str, str] | None = None,
+    log: Path | None = None,
+    before: Sequence[str] = (),
+) -> Iterator[LocalServer]:
     """Runs serve.py with `arguments` until the block ends; the server has ended then too.
 
-    `ready_within` is in seconds. Raises ServerFailedError."""
+    `before` stands before the command, and must become it. The others are those of `running`. Raises ServerFailedError.
+    """
     http, grpc, metrics = free_ports(3)
     ports = [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
-    with running("serve.py", [sys.executable, str(SERVE), *ports, *arguments], ready_within) as pid:
-        yield LocalServer(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", pid)
+    command = [*before, sys.executable, str(SERVE), *ports, *arguments]
+    with running("serve.py", command, ready_within, environment, log) as process:
+        yield LocalServer(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", f"127.0.0.1:{metrics}", process)
 
 
 @contextlib.contextmanager
 def running(
-    name: str, command: Sequence[str], ready_within: float, environment: Mapping[str, str] | None = None
-) -> Iterator[int]:
-    """Runs the server `name` by its `command` until the block ends; its process id.
+    name: str,
+    command: Sequence[str],
+    ready_within: float,
+    environment: Mapping[str, str] | None = None,
+    log_file: Path | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs the server `name` by its `command` until the block ends; its process.
 
     The server says `READY` on stdout when it is, and ends on SIGINT. `ready_within` is in seconds; `environment` is
-    this process's unless given. Raises ServerFailedError."""
-    with tempfile.TemporaryFile("w+", errors="replace") as log:
+    this process's unless given; what it says on stderr is kept in `log_file`, if given. Raises ServerFailedError."""
+    with log_file.open("w+", errors="replace") if log_file else tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
             command,
             env=environment,
@@ -75,7 +93,7 @@ def running(
                 log.seek(0)
                 words = [line.strip() for line in log if line.strip()] or ["none"]
                 raise ServerFailedError(f"{name} {fate}; its last words: {words[-1]}")
-            yield process.pid
+            yield process
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)

@@ -120,14 +120,14 @@ class GenerateEndpoint:
     def _answer(values: dict[str, Any]) -> Answer:
         require_outputs(values)
         answer = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
-        log_probs, sequences = answer["output_log_probs"], len(answer["text_output"])
+        log_probs, sequences = answer.get("output_log_probs", []), len(answer["text_output"])
         new = len(log_probs) // sequences if sequences else 0  # the endpoint flattens [sequences, new]
         return Answer(
             text=answer["text_output"],
             finish_reason=answer["finish_reason"],
             sequence_length=answer["sequence_length"],
-            num_input_tokens=next(iter(answer["num_input_tokens"]), None),
-            num_output_tokens=answer["num_output_tokens"],
-            cum_log_probs=answer["cum_log_probs"],
+            num_input_tokens=next(iter(answer.get("num_input_tokens", [])), None),
+            num_output_tokens=answer.get("num_output_tokens", []),
+            cum_log_probs=answer.get("cum_log_probs", []),
             output_log_probs=[log_probs[i * new : (i + 1) * new] for i in range(sequences)] if new else [],
         )

@@ -134,7 +134,8 @@ class InferEndpoint:
     @staticmethod
     def _answer(result: Any, row: int) -> Answer:
         def values(name: str) -> list[Any]:
-            found: list[Any] = result.as_numpy(name)[row].tolist()
+            array = result.as_numpy(name)
+            found: list[Any] = [] if array is None else array[row].tolist()
             return found
 
         def texts(name: str) -> list[bytes]:
@@ -149,7 +150,7 @@ class InferEndpoint:
             num_input_tokens=next(iter(values("num_input_tokens")), None),
             num_output_tokens=values("num_output_tokens"),
             cum_log_probs=values("cum_log_probs"),
-            output_log_probs=[log_probs for log_probs in values("output_log_probs") if log_probs],
+            output_log_probs=values("output_log_probs"),
         )
 
 

@@ -18,11 +18,8 @@ from gptj_triton.fields import BY_NAME, Field
 MODEL = "ensemble"
 STREAMING_MODEL = "ensemble_stream"
 PROMPT = "text_input"
-# All that an answer holds, and each piece of one, whatever was asked for.
-OUTPUTS = (
-    *("text_output", "finish_reason", "sequence_length", "num_input_tokens", "num_output_tokens"),
-    *("cum_log_probs", "output_log_probs"),
-)
+# What an answer holds, and each piece of one, whatever was asked for.
+OUTPUTS = ("text_output", "finish_reason", "sequence_length")
 # All that may be given besides the prompt. Whether an answer is streamed depends on the model.
 FIELDS = {name: field for name, field in BY_NAME.items() if name not in (PROMPT, "stream")}
 PYTHON_TYPES: dict[str, type] = {"BYTES": str, "INT32": int, "UINT64": int, "FP32": float, "BOOL": bool}

@@ -102,7 +102,9 @@ class TritonResponder:
         self._tensors: dict[str, tuple[NDArray[Any], Any]] = {}  # of the last response
 
     def send(self, outputs: Outputs, last: bool) -> None:
-        """Send tensors, as the last response or as one of several."""
+        """Send tensors, as the last response or as one of several; empty ones are left out."""
+        # Triton 2.51's HTTP server keeps 88 bytes for ever for each output without bytes that it sends.
+        outputs = {name: array for name, array in outputs.items() if array.size}
         # An array that was sent before is in shared memory already.
         kept = {name: known for name, known in self._tensors.items() if outputs.get(name) is known[0]}
         self._tensors = {name: kept.get(name) or (array, self._tensor(name, array)) for name, array in outputs.items()}

@@ -72,7 +72,7 @@ class TritonPythonModel:
 
     def outputs(self, inputs: Tensors, sequences: list[WrittenTokens]) -> list[Any]:
         """The outputs for B rows of n sequences: texts and reasons [B] where n is 1, else [B, n]; counts [B, 1] and
-        [B, n], or [B, 0] if no row asked for them. Reasons are empty strings until the last response of a stream.
+        [B, n], absent if no row asked for them. Reasons are empty strings until the last response of a stream.
         """
         rows, copies = inputs["sequence_length"].shape
         texts_shape = (rows,) if copies == 1 else (rows, copies)
@@ -92,12 +92,7 @@ class TritonPythonModel:
                 "finish_reason", (texts_shape, reasons), lambda: np.array(reasons, np.object_).reshape(texts_shape)
             ),
             pb_utils.Tensor("sequence_length", inputs["sequence_length"]),
-            *(
-                pb_utils.Tensor(name, counts[name])
-                if name in counts
-                else self.kept.get(name, (rows,), lambda: np.empty((rows, 0), np.int32))
-                for name in ("num_input_tokens", "num_output_tokens")
-            ),
+            *(pb_utils.Tensor(name, count) for name, count in counts.items()),
         ]
 
 

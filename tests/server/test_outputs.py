@@ -100,6 +100,14 @@ def test_any_subset_of_the_outputs_is_answered(asker: Asker) -> None:
         assert_equal(answer, everything)
 
 
+def test_any_subset_is_answered_without_what_nobody_asked_for(asker: Asker) -> None:
+    plain = {name: array for name, array in fields(PROMPT).items() if not name.startswith("return_")}
+    everything = asker.ask("ensemble", plain)
+    assert set(everything) == {*TEXTS, "sequence_length"}
+    for subset in subsets(OUTPUTS):
+        assert set(asker.ask("ensemble", plain, subset)) == set(everything) & set(subset)
+
+
 def test_any_subset_of_the_outputs_is_streamed(grpc: Any) -> None:
     *_, last = stream(grpc, "ensemble_stream", fields(PROMPT))
     for subset in subsets(OUTPUTS):
@@ -114,6 +122,7 @@ def test_any_subset_of_the_outputs_is_had_of_each_step(asker: Asker, grpc: Any) 
     model = asker.ask("fastertransformer", asked)
     after = {name: model[name] for name in ("output_ids", "sequence_length")}
     after |= {"input_lengths": asked["input_lengths"], "end_id": np.array([[0]], np.uint32)}
+    after |= {f"return_{count}": np.array([[True]]) for count in COUNTS}
     for step, arrays, names in (
         ("preprocessing", fields(PROMPT), PREPROCESSED),
         ("fastertransformer", asked, tuple(model)),

@@ -16,7 +16,7 @@ PACKAGE = PROJECT / "gptj_triton"
 FILES = sorted([*PACKAGE.rglob("*.py"), *(PROJECT / "tools").glob("*.py"), *(PROJECT / "backends").rglob("*.py")])
 # The extras that parts of the package may need besides; the rest of it is there when a server runs.
 EXTRAS = {
-    "gptj_triton/bench": {"bench", "compare", "plots"},
+    "gptj_triton/bench": {"bench", "compare", "fuzz", "plots"},
     "gptj_triton/storyteller": {"train", "plots"},
     "gptj_triton/plots.py": {"plots"},
     "gptj_triton/engine/gpu": {"gpu"},

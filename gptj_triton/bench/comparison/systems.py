@@ -72,8 +72,8 @@ def start_baseline(setting: Setting, name: str, batch_size: int) -> Iterator[Run
     [port] = free_ports(1)
     options = [*setting.arguments, f"--port={port}", f"--batch-size={batch_size}"]
     command = [setting.baseline_python, str(BASELINE_SERVER), *options]
-    with running(BASELINE_SERVER.name, command, READY_SECONDS, cpu_settings() | os.environ) as pid:
-        yield Running(pid, {name: f"http://127.0.0.1:{port}/generate"})
+    with running(BASELINE_SERVER.name, command, READY_SECONDS, cpu_settings() | os.environ) as process:
+        yield Running(process.pid, {name: f"http://127.0.0.1:{port}/generate"})
 
 
 @contextlib.contextmanager
