@@ -79,12 +79,14 @@ class Engine:
 
     def refusal(self, num_tokens: int) -> str | None:
         """Why a client's request cannot wait now, in words for its client; None where it can. `num_tokens` are its
-        prompts and all that may come of them. A request that finds nobody waiting may have any number.
+        prompts and all that may come of them. A request that finds a place, or is the first to wait, may have any
+        number.
         """
-        line = self.scheduler.line
-        if line.num_requests >= self.max_waiting_requests:
-            limit = f"{line.num_requests} requests wait, the most that may (max_waiting_requests)"
-        elif line.num_requests and line.num_tokens + num_tokens > self.max_waiting_tokens:
+        scheduler, line = self.scheduler, self.scheduler.line
+        waiting = line.num_requests - max(0, scheduler.max_sequences - len(scheduler.running))
+        if waiting >= self.max_waiting_requests:
+            limit = f"{waiting} requests wait, the most that may (max_waiting_requests)"
+        elif waiting > 0 and line.num_tokens + num_tokens > self.max_waiting_tokens:
             limit = (
                 f"requests of {line.num_tokens} tokens wait, this one has {num_tokens}, and at most "
                 f"{self.max_waiting_tokens} may wait (max_waiting_tokens)"

@@ -53,7 +53,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self._of_key: dict[Hashable, Sequence] = {}
         self._step: dict[Sequence, int] = {}  # tokens of the step that is being made
-        self._next: Sequence | None = None  # the first to get a place where places lack: it had none the last time
+        self._next: Hashable = None  # the key of who gets a place first where places lack: it had none the last time
         self._owed = False  # whether that was in the last step
 
     def __len__(self) -> int:
@@ -115,9 +115,8 @@ class Scheduler:
     def schedule(self) -> list[Scheduled]:
         """Choose the next step's work; empty when there is none."""
         self.pool.begin_step()
-        if self._next not in self.running:
-            self._next = None
-        owed = len(self._next.group) if self._next and self._owed else 0
+        next_one = self.find(self._next) if self._owed else None
+        owed = len(next_one.group) if next_one else 0
         self._step, num_tokens = self.early.schedule(self.line, places=self.max_sequences - owed)
         for sequence in self._with_places():
             if self._can_decode(sequence):
@@ -133,7 +132,7 @@ class Scheduler:
         self._owed = len(self.running) > places
         if not self._owed:
             return self.running[:]
-        first = self.running.index(self._next) if self._next else 0
+        first = next((index for index, sequence in enumerate(self.running) if sequence.key == self._next), 0)
         self._next = None
         chosen: list[Sequence] = []
         for sequence in self.running[first:] + self.running[:first]:
@@ -142,7 +141,7 @@ class Scheduler:
             if len(chosen) + len(sequence.group) <= places:
                 chosen += sequence.group
             else:
-                self._next = self._next or sequence
+                self._next = sequence.key if self._next is None else self._next
         return chosen
 
     def _can_decode(self, sequence: Sequence) -> bool:
