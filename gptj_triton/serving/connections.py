@@ -35,7 +35,8 @@ class Connections:
         for listener in self._sockets(psutil.CONN_LISTEN):
             program = ctypes.create_string_buffer(DROP_ALL)
             filter_ = struct.pack("HP", 1, ctypes.addressof(program))
-            listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, filter_)
+            with contextlib.suppress(OSError):  # a user namespace may forbid it
+                listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, filter_)
 
     def close_idle(self) -> bool:
         """Ends what nobody waits at for an answer; the process then closes it. Whether there are no others."""

@@ -51,7 +51,7 @@ def test_under_a_flood_a_short_request_is_answered_at_once_and_one_too_many_is_r
     server = launch("--model-repository", repository).wait_until_ready()
     with ThreadPoolExecutor(10) as pool:
         flood = [pool.submit(generate, server, **LONG) for _ in range(9)]
-        wait_until(lambda: load(server)["gptj_waiting_sequences"] == 5, "five that wait")
+        wait_until(lambda: load(server)["gptj_num_requests_waiting"] == 5, "five that wait")
 
         response, seconds = generate(server, text_input="Once upon a time", max_tokens=1)
         assert (response.status_code, response.json()["finish_reason"]) == (200, "length"), response.text
@@ -62,7 +62,7 @@ def test_under_a_flood_a_short_request_is_answered_at_once_and_one_too_many_is_r
         assert 0.3 <= seconds < SOON
 
         flood.append(pool.submit(generate, server, **LONG))
-        wait_until(lambda: load(server)["gptj_waiting_sequences"] == 6, "six that wait")
+        wait_until(lambda: load(server)["gptj_num_requests_waiting"] == 6, "six that wait")
         for _ in range(3):
             response, seconds = generate(server, text_input="Once upon a time", max_tokens=1)
             assert response.status_code == 400

@@ -100,8 +100,9 @@ def test_pieces_of_several_rows_and_sequences_are_their_whole_texts(
 @pytest.fixture
 def engine(server: Any) -> Iterator[Path]:
     """The directory of a second engine of the server, in which something else listens in the engine's place."""
-    directory = server.temporary / f"gptj-engine-{server.tritonserver.pid}" / "0123456789ab"
-    directory.mkdir()
+    (engines,) = server.temporary.glob("gptj-triton-*/engines")
+    directory = engines / "0123456789ab"
+    directory.mkdir(mode=0o700)
     yield directory
     shutil.rmtree(directory)
 

@@ -216,7 +216,7 @@ FAULTS = [
     Fault("chunks", chunks),
     Fault("large-body", large_body, patience=40.0, hangs_at_most=20.0),
     Fault("deflate-bomb", deflate_bomb, patience=40.0, hangs_at_most=20.0),
-    Fault("keys", keys, hangs_at_most=2.0),
+    Fault("keys", keys, patience=60.0, hangs_at_most=40.0),
     Fault("classification", classification, serves_within=5.0),
     Fault("shapes", shapes, short=True),
     Fault("rows", rows),

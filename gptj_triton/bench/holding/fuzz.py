@@ -23,7 +23,15 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from tritonclient.grpc import service_pb2
 
 from gptj_triton.bench.holding.asking import Asker
-from gptj_triton.bench.holding.inputs import AnyInput, GrpcInput, HttpInput, any_input, large_inputs, named_inputs
+from gptj_triton.bench.holding.inputs import (
+    HANGS,
+    AnyInput,
+    GrpcInput,
+    HttpInput,
+    any_input,
+    large_inputs,
+    named_inputs,
+)
 from gptj_triton.bench.holding.outcomes import Ended, Outcome
 from gptj_triton.bench.holding.processes import processes_by_role
 from gptj_triton.bench.holding.raw_http import post_raw
@@ -32,7 +40,7 @@ from gptj_triton.bench.machine import processor
 from gptj_triton.bench.results import make_result, write_json
 from gptj_triton.project import PROJECT
 
-HANGS, BACK_WITHIN, GIVEN_UP = 10.0, 10.0, 60.0  # seconds
+BACK_WITHIN, GIVEN_UP = 10.0, 60.0  # seconds
 AT_ONCE = 8
 # A mount namespace of its own, in which /dev/shm is as small as Docker makes it.
 IN_SMALL_SHARED_MEMORY = (
@@ -92,7 +100,7 @@ def draw_inputs(count: int, seed_number: int) -> list[AnyInput]:
 
 async def send(asker: Asker, server: LocalServer, one: AnyInput) -> Ended:
     if isinstance(one, HttpInput):
-        return await post_raw(server.http, one.path, one.body, one.headers, one.chunk_bytes, patience=HANGS)
+        return await post_raw(server.http, one.path, one.body, one.headers, one.chunk_bytes, patience=one.patience)
     return await asker.end(send_grpc(asker, one))
 
 
