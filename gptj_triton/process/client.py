@@ -376,12 +376,12 @@ class EngineClient:
             try:
                 welcome = self._connect()
             except ConfigError as error:
+                self._unavailable = NO_ENGINE
                 log.error("no new engine works, which is tried again: %s", error)
-                self._unavailable = NO_ENGINE
                 continue
-            except Exception:  # this thread must go on trying
-                log.exception("no new engine can be started, which is tried again")
+            except Exception:  # without this thread no engine would ever come
                 self._unavailable = NO_ENGINE
+                log.exception("no new engine can be started, which is tried again")
                 self._woken.poll(int(RETRY_SECONDS * 1000))
                 continue
             if welcome is None:

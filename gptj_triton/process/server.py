@@ -210,7 +210,7 @@ class EngineServer:
         if submit.stream:
             frontend.streams[submit.request] = Stream(sequence)
         if submit.timeout:
-            deadline = time.monotonic() + submit.timeout
+            deadline = submit.submitted_at + submit.timeout
             self._deadlines[sequence.key] = Deadline(deadline, sequence)
             self._next_deadline = min(self._next_deadline, deadline - LAST_SECONDS)
 
