@@ -4,7 +4,7 @@ EngineError
 ├── ConfigError         a setting or checkpoint that stops the start
 ├── InvalidRequestError a field of one request is out of range; the engine goes on
 ├── RequestRefusedError one request is refused for what it did before
-└── UnavailableError    the engine is gone, or is not ready yet
+└── UnavailableError    not now: the engine is gone, not ready yet, or the server stops
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ class Sampled:
 class Request:
     """What a client asked for at once. Its sequences take turns as one, however many they are.
 
-    `num_tokens` are those of its prompts and all that may come of them; `begun` is true once a step was to compute one
-    of its sequences.
+    `num_tokens` are those of its prompts and all that may come of them; who asks for one sequence need not say them.
+    `begun` is true once a step was to compute one of its sequences.
     """
 
     num_tokens: int = 0
@@ -71,7 +71,7 @@ class Sequence:
     def __post_init__(self) -> None:
         self.top_p = self.params.top_p
         self.group = [self]
-        self.request.num_tokens += self.most_tokens
+        self.request.num_tokens = self.request.num_tokens or self.most_tokens
         self._bad_words = compile_bad_words(self.params.bad_words_list)
         self._stop_words = compile_stop_words(self.params.stop_words_list)
         self._stop_strings = compile_stop_strings(self.params.stop_strings)

@@ -1,8 +1,7 @@
 """Cancel handles: bytes with which another process of this server can cancel a request.
 
-A handle names an engine's directory and no address, so it cannot lead anywhere else.
-
-A handle is MessagePack: the name of the engine's directory, which lies in the server's own, and the message to send.
+A handle is MessagePack: the name of the engine's directory, which lies in the server's own, and the message to send. It
+has no address, so it cannot lead anywhere else.
 """
 
 from __future__ import annotations

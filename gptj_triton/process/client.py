@@ -105,7 +105,7 @@ class EngineClient:
         self._decoder = msgspec.msgpack.Decoder(messages.ToFrontend)
         self._pending: dict[int, Pending] = {}
         self._deadly = DeadlyRequests(config.refuse_after_deaths)
-        self._hung = False  # the engine that ended last
+        self._watch: HeartbeatWatch | None = None  # of the engine that serves, or served last
         self._lock = threading.Lock()  # guards _pending, _deadly, _ready and the use of _outbox
         self._ready = False
         self._unavailable = NOT_READY
@@ -187,7 +187,8 @@ class EngineClient:
         self._wake_receiver.send(b"")
         self._receiver.join()
         self._stop_submitting(SHUTTING_DOWN)
-        self._send(messages.Goodbye(self._name))
+        with self._lock:  # somebody may cancel a request now
+            self._send(messages.Goodbye(self._name))
         self._fail_pending(SHUTTING_DOWN)
         self._leave_directory(linger=1000)
 
@@ -289,8 +290,9 @@ class EngineClient:
     def _serve(self) -> bool:
         """Hand answers on until the engine has ended, or had to be; false if this frontend closes instead."""
         poller = self._poller()
+        self._watch = None
         try:
-            watch = HeartbeatWatch(self._directory.heartbeat, self._step_timeout)
+            self._watch = watch = HeartbeatWatch(self._directory.heartbeat, self._step_timeout)
         except OSError:  # it has ended
             return True
         next_look = time.monotonic() + TICK_SECONDS
@@ -311,7 +313,6 @@ class EngineClient:
         if problem is None:
             return False
         log.error("the engine process is ended: %s", problem)
-        self._hung = True
         with contextlib.suppress(ProcessLookupError):  # another frontend has ended it
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         return True
@@ -361,8 +362,8 @@ class EngineClient:
         while self._inbox.poll(0):  # answers sent before it died count
             self._take_message()
         if self._publishes:
-            self._on_report(EngineMetrics(engine_restarts_total=1, engine_hangs_total=int(self._hung)))
-        self._hung = False
+            hung = self._watch is not None and self._watch.hangs
+            self._on_report(EngineMetrics(engine_restarts_total=1, engine_hangs_total=int(hung)))
         with self._lock:
             self._deadly.count((pending.prompt, pending.params) for pending in self._pending.values())
         self._fail_pending(ENGINE_DIED)
@@ -374,11 +375,14 @@ class EngineClient:
         while not (self._closing or self._drain_deadline is not None or process_has_ended(self._server_pid)):
             try:
                 welcome = self._connect()
-            except (ConfigError, OSError) as error:
-                log.error("no new engine works, which is tried again: %s", error)
+            except ConfigError as error:
                 self._unavailable = NO_ENGINE
-                if not isinstance(error, ConfigError):
-                    self._woken.poll(int(RETRY_SECONDS * 1000))
+                log.error("no new engine works, which is tried again: %s", error)
+                continue
+            except Exception:  # without this thread no engine would ever come
+                self._unavailable = NO_ENGINE
+                log.exception("no new engine can be started, which is tried again")
+                self._woken.poll(int(RETRY_SECONDS * 1000))
                 continue
             if welcome is None:
                 return False

@@ -1,8 +1,8 @@
 """Signs of life of an engine process, which its frontends read: it may be stopped, or a step may hang.
 
 They are in memory of the engine process (a memfd), to which a link in its directory leads, so that no disk can hold a
-beat up: 3 numbers of 8 bytes, beats so far, steps so far, and since when a step runs (ns of CLOCK_MONOTONIC), 0 if none
-does.
+beat up: 4 numbers of 8 bytes, beats so far, steps so far, since when a step runs (ns of CLOCK_MONOTONIC), 0 if none
+does, and 1 once a frontend found that the engine hangs, which the others read there.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ BEAT_SECONDS = 0.2
 TICK_SECONDS = 0.25  # between two looks of a frontend
 SILENT_SECONDS = 3.0
 SILENT_LOADING_SECONDS = 60.0  # Python code can be held up for long while weights are read
-LAYOUT = struct.Struct("qqq")
-_BEATS, _STEP = struct.Struct("q"), struct.Struct("qq")
+LAYOUT = struct.Struct("qqqq")
+_BEATS, _STEP, _HANGS = struct.Struct("q"), struct.Struct("qq"), struct.Struct("q")
+_HANGS_AT = LAYOUT.size - _HANGS.size
 
 
 class Heartbeat:
@@ -60,18 +61,29 @@ class HeartbeatWatch:
         """`path` is the engine's; a step may take `step_timeout` seconds, with 0 as long as it likes. Raises OSError
         where the engine has ended, or has not begun to beat.
         """
-        memory = os.open(path, os.O_RDONLY)
+        memory = os.open(path, os.O_RDWR)
         try:
-            self._map = mmap.mmap(memory, LAYOUT.size, prot=mmap.PROT_READ)
+            self._map = mmap.mmap(memory, LAYOUT.size)
         finally:
             os.close(memory)
         self._step_timeout = step_timeout
         self._seen = (0, 0)  # beats, steps
         self._silent = self._in_step = 0  # looks
 
+    @property
+    def hangs(self) -> bool:
+        """Whether any frontend found something wrong with the engine; still known when that has ended."""
+        return bool(_HANGS.unpack_from(self._map, _HANGS_AT)[0])
+
     def look(self) -> str | None:
         """Called every TICK_SECONDS; says what is wrong with the engine, None if nothing is."""
-        beats, steps, began = LAYOUT.unpack_from(self._map)
+        problem = self._problem()
+        if problem is not None:
+            _HANGS.pack_into(self._map, _HANGS_AT, 1)
+        return problem
+
+    def _problem(self) -> str | None:
+        beats, steps, began, _ = LAYOUT.unpack_from(self._map)
         last_beats, last_steps = self._seen
         self._silent = self._silent + 1 if beats == last_beats else 0
         self._in_step = self._in_step + 1 if began and steps == last_steps else 0

@@ -17,11 +17,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
 
 import msgspec
 import zmq
@@ -34,13 +33,13 @@ from gptj_triton.engine.sequence import Request, Sequence
 from gptj_triton.errors import EngineError
 from gptj_triton.pidfd import open_pidfd
 from gptj_triton.process import messages
+from gptj_triton.process.deadlines import Deadlines
 from gptj_triton.process.directory import EngineDirectory, write_private
 from gptj_triton.process.heartbeat import Heartbeat
 from gptj_triton.process.lifetime import Lifetime
 
 REPORT_INTERVAL = 0.25  # seconds between two reports of the metrics
 ALONE_SECONDS = 600  # for which an engine without frontends waits for one
-LAST_SECONDS = 5.0  # before a timeout, in which a frontend gets the tokens as they come: a step may outlast it
 SHUTTING_DOWN = "the server is shutting down"
 NOT_BEGUN = "the request waited for its whole timeout, and was not begun; please try again later"
 
@@ -82,13 +81,6 @@ class Frontend:
     refusal: str | None = None
 
 
-class Deadline(NamedTuple):
-    """When a sequence must end (CLOCK_MONOTONIC)."""
-
-    at: float
-    sequence: Sequence
-
-
 class EngineServer:
     """Messages in, engine steps, messages out: one thread, one loop."""
 
@@ -107,8 +99,7 @@ class EngineServer:
         self._left = False  # by the last frontend
         self._drain_deadline: float | None = None
         self._drained = False
-        self._deadlines: dict[Hashable, Deadline] = {}
-        self._next_deadline = math.inf  # nothing is due before
+        self._deadlines = Deadlines()
         self._reported = EngineMetrics()
         self._next_report = 0.0
         self._encoder = msgspec.msgpack.Encoder()
@@ -210,36 +201,31 @@ class EngineServer:
         if submit.stream:
             frontend.streams[submit.request] = Stream(sequence)
         if submit.timeout:
-            deadline = time.monotonic() + submit.timeout
-            self._deadlines[sequence.key] = Deadline(deadline, sequence)
-            self._next_deadline = min(self._next_deadline, deadline - LAST_SECONDS)
+            self._deadlines.add(sequence, submit.submitted_at + submit.timeout)
 
     def _end_what_is_due(self, engine: Engine) -> None:
+        """End the requests whose time is over; from now on, stream those that will end soon."""
         now = time.monotonic()
-        if now >= self._next_deadline:
-            self._end_or_stream(engine, now)
+        due = self._deadlines.take_due(now)
+        for sequence in due.ending:
+            if sequence.params.beam_width == 1:
+                name, request = _address(sequence)
+                self._frontends[name].streams.setdefault(request, Stream(sequence))
+        for sequence in due.over:
+            self._time_out(engine, sequence)
         if self._drain_deadline is not None:
             self._go_on_draining(engine, now)
 
-    def _end_or_stream(self, engine: Engine, now: float) -> None:
-        """End the requests whose time is over; from now on, stream those that will end soon."""
-        for key, deadline in [each for each in self._deadlines.items() if each[1].at <= now + LAST_SECONDS]:
-            name, request = _address(deadline.sequence)
-            if deadline.at > now:
-                if deadline.sequence.params.beam_width == 1:
-                    self._frontends[name].streams.setdefault(request, Stream(deadline.sequence))
-                continue
-            sequences = engine.cancel(key, "timeout")
-            if sequences[0].request.begun:
-                self._answer(sequences)
-            else:
-                self._forget(name, request)
-                refused = messages.Refused(request, NOT_BEGUN, reason="timeout")
-                self._frontends[name].outbox.send(self._encoder.encode(refused))
-        self._next_deadline = min(
-            (each.at - (LAST_SECONDS if each.at > now + LAST_SECONDS else 0.0) for each in self._deadlines.values()),
-            default=math.inf,
-        )
+    def _time_out(self, engine: Engine, sequence: Sequence) -> None:
+        """Answer a request with what there is of it, or refuse it if it was not begun."""
+        name, request = _address(sequence)
+        sequences = engine.cancel(sequence.key, "timeout")
+        if sequence.request.begun:
+            self._answer(sequences)
+        else:
+            self._forget(name, request)
+            refused = messages.Refused(request, NOT_BEGUN, reason="timeout")
+            self._frontends[name].outbox.send(self._encoder.encode(refused))
 
     def _begin_drain(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -310,13 +296,13 @@ class EngineServer:
         frontend = self._frontends[name]
         frontend.requests.remove(request)
         frontend.streams.pop(request, None)
-        self._deadlines.pop((name, request), None)
+        self._deadlines.forget((name, request))
 
     def _leave(self, engine: Engine, name: str) -> None:
         frontend = self._frontends.pop(name)
         for request in frontend.requests:
             engine.cancel((name, request))
-            self._deadlines.pop((name, request), None)
+            self._deadlines.forget((name, request))
         self._poller.unregister(frontend.pidfd)
         os.close(frontend.pidfd)
         frontend.outbox.close(linger=1000)

@@ -85,7 +85,8 @@ class EngineStarter:
         if attempts.count and attempts.next_at is None:  # this is the first look since it failed
             attempts.next_at = now + attempts.pause()
             write_private(file, msgspec.json.encode(attempts).decode())
-        if attempts.next_at is not None and now < attempts.next_at:
+        # A file of a machine that was started again since then has moments of another clock.
+        if attempts.next_at is not None and 0 < attempts.next_at - now <= attempts.pause():
             raise TooEarlyError(attempts.next_at - now)
         write_private(file, msgspec.json.encode(Attempts(attempts.count + 1)).decode())
 

@@ -208,17 +208,18 @@ class Replies:
         for index, (prompt, params) in enumerate(sequences):
             on_answer = functools.partial(self._take, reply, index)
             on_tokens = functools.partial(self._take_tokens, reply, index)
-            if reply.sent_last:
-                return  # it failed meanwhile, and nobody waits for the rest
             try:
                 streamed = isinstance(reply, StreamReply)
                 number = self._engine.submit(prompt, params, on_answer, on_tokens, streamed, timeout, client)
-                reply.numbers.append(number)
             except UnavailableError as error:
                 self._take(reply, index, Failed(str(error), refused=error.reason))
                 return
             except RequestRefusedError as error:
                 self._take(reply, index, Failed(str(error), invalid=True, refused="deadly"))
+                return
+            reply.numbers.append(number)
+            if reply.sent_last:  # it failed meanwhile, and nobody waits for this sequence or the rest
+                self._engine.cancel(number)
                 return
         if isinstance(reply, StreamReply):
             reply.next_handle = time.monotonic() + HANDLE_INTERVAL

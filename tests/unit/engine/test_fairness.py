@@ -41,7 +41,9 @@ class Steps:
         chance = random.Random(seed if seed >= 0 else 1000 + len(self.ended) + len(self.scheduler))
         params = SamplingParams(request_output_len=new, end_ids=(END,), beam_width=beams)
         tokens = chance.choices(range(100, 10000), k=prompt)
-        sequence = Sequence(object(), tokens, params, request=request or Request())
+        request = request or Request()
+        request.num_tokens += params.most_tokens(prompt)
+        sequence = Sequence(object(), tokens, params, request=request)
         self.scheduler.add(sequence)
         return sequence
 
@@ -191,6 +193,15 @@ def test_a_row_of_a_large_request_is_not_short() -> None:
     asked = steps.add(40, 1)
     steps.run(4)
     assert asked in steps.ended
+
+
+def test_a_request_has_as_many_tokens_as_its_client_said_before_and_after_its_rows_came() -> None:
+    params = SamplingParams(request_output_len=10, end_ids=(END,))
+    request = Request(24)
+    for _ in range(2):
+        Sequence(object(), [1, 2], params, request=request)
+        assert request.num_tokens == 24
+    assert Sequence(object(), [1, 2], params).request.num_tokens == 12
 
 
 @pytest.mark.parametrize("beams", [1, 2])

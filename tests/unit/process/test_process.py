@@ -118,6 +118,17 @@ def test_a_timeout_ends_what_runs_with_what_there_is_and_refuses_what_waits(
     assert time.monotonic() - started >= 1.0
 
 
+def test_the_time_that_a_request_waits_for_an_engine_to_take_it_counts(
+    open_frontend: Callable[..., ReportingClient], mailbox: Mailbox
+) -> None:
+    frontend = open_frontend("only")
+    os.kill(frontend.engine_info.engine_pid, signal.SIGSTOP)
+    frontend.submit([1, 2], SHORT, mailbox.answers.put, timeout=0.5)
+    time.sleep(1.0)
+    os.kill(frontend.engine_info.engine_pid, signal.SIGCONT)
+    assert mailbox.take() == Failed(NOT_BEGUN, refused="timeout")
+
+
 def test_what_waits_is_bounded_and_a_request_of_several_rows_is_taken_or_refused_as_a_whole(
     make_checkpoint: Callable[..., Path], open_frontend: Callable[..., ReportingClient]
 ) -> None:

@@ -152,6 +152,25 @@ def test_the_first_piece_goes_at_once_and_tokens_that_wait_travel_together(engin
     assert outputs["output_ids"].tolist() == [[[1, 2, 5, *range(10)]]]
 
 
+def test_a_sequence_that_is_submitted_while_its_request_fails_is_cancelled(
+    engine: Engine, replies: Replies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Client()
+    submit = engine.submit
+
+    def fail_meanwhile(*arguments: Any) -> int:
+        number = submit(*arguments)
+        if number == 1:
+            engine.refuse(0, "the engine died")
+            client.take()
+        return number
+
+    monkeypatch.setattr(engine, "submit", fail_meanwhile)
+    begin(replies, client, copies=4)
+    assert len(engine.requests) == 2
+    assert engine.cancelled[-1] == 1
+
+
 def test_the_gap_is_as_short_as_there_are_few_streams(engine: Engine, replies: Replies) -> None:
     client = Client()
     begin(replies, client)
