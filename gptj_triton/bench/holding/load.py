@@ -34,6 +34,7 @@ def row(chance: random.Random) -> dict[str, Any]:
 
 
 LONG: dict[str, Any] = {"max_tokens": 400, "min_tokens": 400}
+TIMEOUT = "generate, timeout"
 
 KINDS: dict[str, Kind] = {
     "generate": lambda asker, chance: asker.generate(**row(chance)),
@@ -44,7 +45,7 @@ KINDS: dict[str, Kind] = {
         text_input=prompt(chance), max_tokens=length(chance), beam_width=chance.choice([2, 4])
     ),
     "generate, sequences": lambda asker, chance: asker.generate(**row(chance), num_return_sequences=3),
-    "generate, timeout": lambda asker, chance: asker.generate(text_input=prompt(chance), **LONG, timeout=50_000),
+    TIMEOUT: lambda asker, chance: asker.generate(text_input=prompt(chance), **LONG, timeout=50_000),
     "infer": lambda asker, chance: asker.infer([row(chance) for _ in range(chance.choice([1, 3, 8]))]),
     "grpc": lambda asker, chance: asker.grpc([row(chance) for _ in range(chance.choice([1, 3, 8]))]),
     "stream": lambda asker, chance: asker.stream(**row(chance)),
@@ -109,11 +110,13 @@ class Load:
 
 def unexpected(ledger: Ledger) -> dict[str, int]:
     """Ends that a server without faults does not give: `KIND: OUTCOME` and how many. A client that means to leave may
-    be answered before."""
+    be answered before, and a request is unavailable that waits for its whole timeout."""
     found = {}
     for kind, ended in ledger.ended.items():
         allowed = {EXPECTED.get(kind[:5], EXPECTED.get(kind[:6], Outcome.ANSWERED))}
         if kind.startswith(LEFT):
             allowed.add(Outcome.ANSWERED)
+        if kind == TIMEOUT:
+            allowed.add(Outcome.UNAVAILABLE)
         found.update({f"{kind}: {each.value}": n for each, n in ended.items() if each not in allowed})
     return found
