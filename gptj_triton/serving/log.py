@@ -35,6 +35,10 @@ class Log:
         with self._lock:
             self._write_own(sys.stderr, message, level, f"{LAUNCHER}: {message}")
 
+    def warn(self, message: str) -> None:
+        """The same for a warning."""
+        self.say(f"warning: {message}", "warning")
+
     def say_ready(self, url: str) -> None:
         """Write to stdout that the server can be asked at `url`."""
         with self._lock:
