@@ -63,11 +63,6 @@ def closing(option: str, apis: tuple[str, ...], key: str) -> Hidden:
     return Hidden(f"{visible}(hidden)", visible + http_header(key)[NAME])
 
 
-def access_without_keys() -> Access:
-    """Closed to all over the network but reading and inference, which are open."""
-    return Access(secrets.token_urlsafe(32), None, reading_needs_key=False, keys_are_the_users=False)
-
-
 def choose_access(options: Options) -> Access:
     """What the user's options say. Raises ServeError for a file without a key."""
     operators = users_key("--open-admin-api", options.open_admin_api)
@@ -76,7 +71,8 @@ def choose_access(options: Options) -> Access:
         raise ServeError("--open-admin-api and --api-key-file hold the same key: every client would be an operator")
     open_to_others = not ipaddress.ip_address(options.address).is_loopback
     if open_to_others and api_key is None:
-        log.say(f"warning: --host {options.host}: everybody who reaches this machine may ask for text (--api-key-file)")
+        words = "everybody who reaches this machine may ask for text (--api-key-file)"
+        log.warn(f"--host {options.host}: {words}")
     return Access(
         admin_key=operators or secrets.token_urlsafe(32),
         api_key=api_key,
@@ -95,9 +91,9 @@ def users_key(option: str, path: Path | None) -> str | None:
     except (ApiKeyError, OSError) as error:
         raise ServeError(f"{option}: {error}") from None
     if stat.S_ISREG(about.st_mode) and about.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        log.say(f"warning: {option} {path}: other users may read or change it (mode {stat.S_IMODE(about.st_mode):03o})")
+        log.warn(f"{option} {path}: other users may read or change it (mode {stat.S_IMODE(about.st_mode):03o})")
     if len(key) < SHORT_KEY:
-        log.say(f"warning: {option} {path}: a key of {len(key)} characters can be guessed: take 32 random ones")
+        log.warn(f"{option} {path}: a key of {len(key)} characters can be guessed: take 32 random ones")
     return key
 
 
@@ -110,5 +106,5 @@ def command_with_keys(command: Sequence[Argument], access: Access) -> list[Argum
         return whole
     if access.keys_are_the_users:
         raise ServeError(f"the keys would stand on tritonserver's command line, which all local users see: {reason}")
-    log.say(f"warning: local users can see the key that closes Triton's administrative APIs: {reason}")
+    log.warn(f"local users can see the key that closes Triton's administrative APIs: {reason}")
     return list(plain(whole))

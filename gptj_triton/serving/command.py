@@ -20,7 +20,7 @@ from typing import NoReturn
 from gptj_triton.process.directory import RUN_VARIABLE
 from gptj_triton.process.temporary import is_plain
 from gptj_triton.project import BACKEND, EMBEDDED_MODEL, REPOSITORY, require_checkout
-from gptj_triton.serving.access import access_without_keys, choose_access, command_with_keys
+from gptj_triton.serving.access import choose_access, command_with_keys
 from gptj_triton.serving.checkpoint import Checkpoint, ModelRequest, find_checkpoint
 from gptj_triton.serving.errors import ServeError
 from gptj_triton.serving.hidden_arguments import plain
@@ -97,11 +97,10 @@ def serve(options: Options, run: RunDirectory) -> int:
         "--exit-on-error=false",
         *options.server_arguments,
     ]
-
     with_keys = command_with_keys(command, access)
 
     def start(relay: Relay, restarts: int) -> TritonProcess:
-        environment = {**stage.environment, **run.environment, RESTARTS_VARIABLE: str(restarts)}
+        environment = {**stage.environment, RESTARTS_VARIABLE: str(restarts)}
         return TritonProcess(with_keys, environment, relay)
 
     try:
@@ -173,7 +172,7 @@ def print_command(options: Options) -> None:
                 f"--print-command: Triton cannot serve from {str(path)!r}: it knows plain ASCII paths only"
             )
     stage = stage_backends(root, find_triton(), BACKEND)
-    closed = plain(access_without_keys().arguments)
+    closed = plain(choose_access(options).arguments)
     command = [*server_command(options, REPOSITORY, stage), *closed, *options.server_arguments]
     print(*stage.shell_exports, "umask 077", shlex.join(command), sep="\n")
 

@@ -63,10 +63,18 @@ def start(command: Sequence[Argument], prepare: Callable[[], None], **options: A
             put_in(process.pid, words[0], hidden)
             ptrace(PTRACE_DETACH, process.pid)
         except BaseException:
-            process.kill()
-            process.communicate()
+            end(process)
             raise
     return process
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kills a traced process and collects its status. `Popen.kill` looks first, and takes its stop for its end."""
+    os.kill(process.pid, signal.SIGKILL)
+    while os.WIFSTOPPED(status := os.waitpid(process.pid, 0)[1]):
+        pass
+    process.returncode = os.waitstatus_to_exitcode(status)
+    process.communicate()
 
 
 def plain(command: Sequence[Argument]) -> list[str]:

@@ -7,6 +7,7 @@ and, for a line about a request, request_id.
 from __future__ import annotations
 
 import contextlib
+import select
 import sys
 import threading
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from typing import TextIO
 from gptj_triton.serving.log_lines import Record, RecordReader
 
 LAUNCHER = "serve.py"
+READER_SECONDS = 1.0  # for which the launcher waits until somebody reads: it must go on, and stop when it is told to
 
 
 class Log:
@@ -32,13 +34,15 @@ class Log:
 
     def say(self, message: str, level: str = "info") -> None:
         """Write a line of the launcher's own."""
-        with self._lock:
-            self._write_own(sys.stderr, message, level, f"{LAUNCHER}: {message}")
+        self._write_own(sys.stderr, message, level, f"{LAUNCHER}: {message}")
+
+    def warn(self, message: str) -> None:
+        """The same for a warning."""
+        self.say(f"warning: {message}", "warning")
 
     def say_ready(self, url: str) -> None:
         """Write to stdout that the server can be asked at `url`."""
-        with self._lock:
-            self._write_own(sys.stdout, f"READY {url}", "info", f"READY {url}")
+        self._write_own(sys.stdout, f"READY {url}", "info", f"READY {url}")
 
     def copy(self, line: bytes) -> None:
         """Write what a process of the server wrote."""
@@ -54,8 +58,14 @@ class Log:
             self._write_records(self._reader.flush())
 
     def _write_own(self, stream: TextIO, message: str, level: str, text: str) -> None:
+        """Leaves it out where nobody reads, as in a pipeline that was stopped."""
         line = Record(level, LAUNCHER, message).as_json() if self.as_json else text
-        self._write(stream, f"{line}\n".encode(errors="surrogateescape"))
+        if self._lock.acquire(timeout=READER_SECONDS):
+            try:
+                if is_read(stream):
+                    self._write(stream, f"{line}\n".encode(errors="surrogateescape"))
+            finally:
+                self._lock.release()
 
     def _write_records(self, records: Iterable[Record]) -> None:
         for record in records:
@@ -63,9 +73,18 @@ class Log:
 
     @staticmethod
     def _write(stream: TextIO, line: bytes) -> None:
+        # Not through its buffer, which Python flushes in the end and could not while a thread waits for a reader.
+        raw = getattr(stream.buffer, "raw", stream.buffer)
         with contextlib.suppress(OSError):  # nobody listens any more, but the server must not wait for that
-            stream.buffer.write(line)
-            stream.buffer.flush()
+            while line and (written := raw.write(line)):
+                line = line[written:]
+
+
+def is_read(stream: TextIO) -> bool:
+    """Whether a line can be written to a stream without waiting for long."""
+    with contextlib.suppress(OSError, ValueError):  # it is no file
+        return bool(select.select([], [stream], [], READER_SECONDS)[1])
+    return True
 
 
 log = Log()  # of this process

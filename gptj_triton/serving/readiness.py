@@ -60,15 +60,15 @@ class Readiness:
         return all(socket.with_suffix(".ready").exists() for socket in sockets)
 
     def say(self, ready: bool) -> None:
-        """Tells Triton, if it is news; tries again the next time where nothing answers."""
+        """Tells Triton, if it is news; tries again the next time where that did not succeed."""
         if ready == self._said:
             return
         try:
             if ready:
-                self._api.load(MODEL)
+                self._said = self._api.load(MODEL)
             else:
                 self._api.unload(MODEL)
                 self._api.load(MODEL, NOT_READY)
-            self._said = ready
+                self._said = False
         except requests.RequestException:
             pass

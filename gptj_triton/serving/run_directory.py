@@ -37,11 +37,6 @@ class RunDirectory:
     path: Path
 
     @property
-    def environment(self) -> dict[str, str]:
-        """What the run's processes find the directory by."""
-        return {RUN_VARIABLE: str(self.path)}
-
-    @property
     def region_prefix(self) -> str:
         """What the names of the run's shared memory begin with."""
         return f"gptj_{self.path.name.removeprefix('gptj-triton-')}_"

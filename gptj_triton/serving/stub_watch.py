@@ -60,9 +60,10 @@ class StubWatch:
         return "tritonserver" if pid == self._server else f"the stub of model {self._model(pid)}"
 
     def _model(self, pid: int) -> str:
-        """The model of a stub, which noted the path of its model.py: REPOSITORY/MODEL/VERSION/model.py."""
-        note = self._folder / str(pid)
-        return Path(note.read_text(encoding="utf-8", errors="replace").strip()).parts[-3]
+        """The model of a stub, which noted the path of its model.py: REPOSITORY/MODEL/VERSION/model.py. `unknown` where
+        it could not, on a full disk for example."""
+        noted = Path((self._folder / str(pid)).read_text(encoding="utf-8", errors="replace").strip()).parts
+        return noted[-3] if len(noted) >= 3 else "unknown"
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,6 @@ class Supervisor:
         self._drain_timeout = drain_timeout
         self._exit_timeout = exit_timeout
         self._server: TritonProcess | None = None
-        self._readiness = Readiness(api, run.engines)
         self._ready_at = 0.0  # when this server became ready; 0: it has not been
         self._has_served = False
         adopt_orphans()
@@ -145,7 +144,7 @@ class Supervisor:
         """Lets requests in flight finish, and stops the server in order; a second signal ends that. Returns whether
         requests were cut."""
         assert self._server is not None
-        if self._server.has_ended:  # it is not ready again yet
+        if self._server.has_ended or not self._ready_at:  # it is not ready again yet: nobody waits for an answer
             return False
         log.say("stopping when all requests are answered; a second signal kills")
         self._readiness.say(False)

@@ -26,7 +26,7 @@ from gptj_triton.triton.replies import Outputs, Replies, Reply, StreamReply
 from gptj_triton.triton.request_parameters import read_parameters
 from gptj_triton.triton.string_tensors import limit_strings
 from gptj_triton.triton.stubs import own_server_pid
-from gptj_triton.triton.tensors import lacks_batch_dimension, read_rows, read_stream, read_timeout
+from gptj_triton.triton.tensors import lacks_batch_dimension, read_rows, read_stream, read_timeout, refuse_no_rows
 
 ENGINE_MODULE = "gptj_triton.triton.engine_process"
 
@@ -56,7 +56,7 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(f"cannot serve GPT-J: {error}") from None
         self.limits = settings.limits
         limit_strings(pb_utils, self.limits.max_request_strings)
-        self.decoupled = settings.decoupled
+        self.batches, self.decoupled = settings.batches, settings.decoupled
         self.replies = Replies(self.engine, settings.pace, self.metrics.count)
 
     def execute(self, requests: list[Any]) -> None:
@@ -65,7 +65,9 @@ class TritonPythonModel:
             responder = TritonResponder(request)
             try:
                 tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-                if lacks_batch_dimension(tensors):
+                if self.batches:
+                    refuse_no_rows(tensors, "input_ids", 2)
+                elif lacks_batch_dimension(tensors):
                     responder.is_single_row = True
                     tensors = {name: array[np.newaxis] for name, array in tensors.items()}
                 parameters = read_parameters(request.parameters(), self.limits)

@@ -17,8 +17,11 @@ from gptj_triton.triton.replies import read_pace
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """`decoupled` models stream, `pace` pieces a second; `engine` is shared by models with equal settings."""
+    """A model that `batches` has a first dimension of rows in all tensors, whatever its config.pbtxt says of them.
+    `decoupled` models stream, `pace` pieces a second; `engine` is shared by models with equal settings.
+    """
 
+    batches: bool
     decoupled: bool
     pace: float
     limits: RequestLimits
@@ -56,4 +59,5 @@ def read_settings(model_config: Mapping[str, Any], model_directory: Path, versio
                 raise ConfigError(f"parameter {name}: {error}") from None
             except UnicodeEncodeError:
                 pass  # a stub may know names of ASCII alone; the engine looks again
-    return ModelSettings(decoupled, pace, limits, config)
+    batches = int(model_config.get("max_batch_size", 0)) > 0
+    return ModelSettings(batches, decoupled, pace, limits, config)

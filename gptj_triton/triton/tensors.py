@@ -70,6 +70,16 @@ class Row:
         return self.num_return_sequences * (ids + string_bytes(params.stop_strings))
 
 
+def refuse_no_rows(tensors: Tensors, name: str, dimensions: int) -> None:
+    """Raise InvalidRequestError where the tensor `name` has fewer dimensions than that, in a model that batches.
+
+    Triton 2.51 takes the first dimension from the tensors of a request of 0 rows, and gives them bytes that were not
+    sent.
+    """
+    if name in tensors and tensors[name].ndim < dimensions:
+        raise InvalidRequestError(name, "of 0 rows", "1 or more")
+
+
 def lacks_batch_dimension(tensors: Tensors) -> bool:
     """Whether `input_ids` is [L]: a request of one row, to a model whose max_batch_size is 0.
 

@@ -21,7 +21,7 @@ from gptj_triton.triton.request_size import (
     check_word_bytes,
     string_bytes,
 )
-from gptj_triton.triton.tensors import read_each_row, require
+from gptj_triton.triton.tensors import read_each_row, refuse_no_rows, require
 
 REQUIRED = ("output_ids", "sequence_length", "input_lengths", "end_id")
 # Tensors of one value a sequence, [B, n]; all but the first are optional.
@@ -49,6 +49,7 @@ def read_sequences(tensors: Tensors, vocab_size: int | None, limits: RequestLimi
     the row.
     """
     require(tensors, REQUIRED)
+    refuse_no_rows(tensors, "output_ids", 3)
     check_size(tensors, limits)
     rows, sequences, width = tensors["output_ids"].shape
     if not sequences:

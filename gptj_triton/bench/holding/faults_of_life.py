@@ -13,6 +13,7 @@ import psutil
 from gptj_triton.bench.holding.outcomes import Outcome
 from gptj_triton.bench.holding.processes import ENGINE, LAUNCHER, TRITON, processes_by_role, regions
 from gptj_triton.bench.holding.scene import LONG, ONE_TOKEN, Fault, Scene, Seen, all_in_words, staged_server
+from gptj_triton.serving.command import REQUESTS_CUT
 
 STREAMS = 48
 STOPS_WITHIN, IDLE_STOPS_WITHIN = 60.0, 8.0  # seconds
@@ -45,7 +46,7 @@ async def sigterm(scene: Scene) -> Seen:
     seen = all_in_words(ends)
     right = seen.ok and took is not None and draining != 200 and late.outcome is not Outcome.ANSWERED
     words = f"{seen.words}; ready {draining}, new work {late.outcome.value}, status {status} after {took or 0:.0f} s"
-    return Seen(words, right and bool(status) == cut)
+    return Seen(words, right and status == (REQUESTS_CUT if cut else 0))
 
 
 async def idle_connection(scene: Scene) -> Seen:

@@ -35,6 +35,7 @@ from gptj_triton.bench.holding.inputs import (
 from gptj_triton.bench.holding.outcomes import Ended, Outcome
 from gptj_triton.bench.holding.processes import processes_by_role
 from gptj_triton.bench.holding.raw_http import post_raw
+from gptj_triton.bench.holding.scene import ONE_TOKEN
 from gptj_triton.bench.local_server import LocalServer, ServerFailedError, local_server
 from gptj_triton.bench.machine import processor
 from gptj_triton.bench.results import make_result, write_json
@@ -47,7 +48,6 @@ IN_SMALL_SHARED_MEMORY = (
     *("unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=64m shm /dev/shm && exec "$@"', "sh"),
 )
 BROKEN = (Outcome.FAILED, Outcome.HUNG, Outcome.MALFORMED)
-ONE_TOKEN: dict[str, Any] = {"text_input": "Once upon a time", "max_tokens": 1}
 
 
 @dataclass

@@ -14,8 +14,8 @@ from enum import Enum
 from typing import Any
 
 from gptj_triton.client.events import EventReader
+from gptj_triton.errors import UNAVAILABLE
 
-UNAVAILABLE = "UNAVAILABLE: "  # how the message of such an error begins, after the names of models that Triton adds
 STUB_IS_DEAD = "is not healthy"  # Triton's own, from a stub's end until it is replaced
 # Triton's own too, as INTERNAL or 500, for tensors for which a region has no room; it does not reach a model.
 NO_ROOM = "Failed to increase the shared memory pool size"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from gptj_triton.serving.access import Access, choose_access
 from gptj_triton.serving.errors import ServeError
 from gptj_triton.serving.hidden_arguments import plain
 from gptj_triton.serving.limits import writes_files
+from gptj_triton.serving.log import log
 from gptj_triton.serving.options import read_options
 
 ADMIN = "shared-memory,model-repository,trace,logging"
@@ -95,7 +97,15 @@ def test_keys_that_others_may_know_are_warned_of(tmp_path: Path, capsys: pytest.
 
 def test_open_text_for_other_machines_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
     choose_access(read_options(["--host", "0.0.0.0"]))
-    assert "everybody who reaches this machine may ask" in capsys.readouterr().err
+    assert "serve.py: warning: --host 0.0.0.0: everybody who reaches this machine may ask" in capsys.readouterr().err
+
+
+def test_a_warning_is_one_in_a_log_of_json_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(log, "as_json", True)
+    choose_access(read_options(["--host", "0.0.0.0"]))
+    assert json.loads(capsys.readouterr().err)["level"] == "warning"
 
 
 @pytest.mark.parametrize(

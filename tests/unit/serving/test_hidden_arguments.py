@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
+from gptj_triton.serving import hidden_arguments
 from gptj_triton.serving.hidden_arguments import Hidden, plain, start, why_not
 
 WITHOUT_PTRACE = Path(__file__).parents[2] / "without_ptrace.py"
@@ -71,6 +73,15 @@ def test_a_script_is_refused_because_it_would_hand_them_on(tmp_path: Path) -> No
     with pytest.raises(OSError, match="tritonserver is a script"):
         start([str(script), Hidden("x", "SECRET")], nothing)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_program_that_cannot_get_them_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Popen.kill looks first whether it has ended, and takes the stop of a traced process for that."""
+    before = psutil.Process().children()
+    monkeypatch.setattr(hidden_arguments, "read_text", lambda memory, address: b"")
+    with pytest.raises(OSError, match="not where the program looks"):
+        start(["/bin/sleep", Hidden("x", "600")], nothing)
+    assert psutil.Process().children() == before
 
 
 def test_a_program_that_is_not_there_is_named() -> None:

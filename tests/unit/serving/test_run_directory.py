@@ -17,9 +17,10 @@ from gptj_triton.serving.run_directory import run_directory
 
 HOLDER = """
 import os, subprocess, sys
+from gptj_triton.process.directory import RUN_VARIABLE
 from gptj_triton.serving.run_directory import run_directory
 with run_directory() as run:
-    left = subprocess.Popen(["sleep", "600"], env=os.environ | run.environment, start_new_session=True)
+    left = subprocess.Popen(["sleep", "600"], env=os.environ | {RUN_VARIABLE: str(run.path)}, start_new_session=True)
     print(run.path, left.pid, flush=True)
     sys.stdin.read()
 """

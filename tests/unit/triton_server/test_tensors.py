@@ -22,6 +22,7 @@ from gptj_triton.triton.tensors import (
     read_rows,
     read_stream,
     read_timeout,
+    refuse_no_rows,
 )
 
 LIMITS = Limits(vocab_size=100, context_length=32, stop_strings=True, num_pages=20, page_size=16, max_sequences=64)
@@ -494,3 +495,10 @@ def test_tensors_that_differ_in_their_rows_or_have_another_shape_are_refused_by_
 def test_a_seed_below_0_of_an_older_configuration_is_the_unsigned_number_of_the_same_bits() -> None:
     tensors = request([1]) | {"random_seed": np.array([[-1]], np.int32)}
     assert only_params(tensors).random_seed == 2**64 - 1
+
+
+def test_a_request_of_no_rows_has_lost_that_dimension() -> None:
+    with pytest.raises(InvalidRequestError, match="input_ids is of 0 rows, allowed: 1 or more"):
+        refuse_no_rows({"input_ids": np.array([1, 2], np.uint32)}, "input_ids", 2)
+    refuse_no_rows({"input_ids": np.array([[1, 2]], np.uint32)}, "input_ids", 2)
+    refuse_no_rows({}, "input_ids", 2)
