@@ -1,8 +1,8 @@
 """Errors that travel through an ensemble in a tensor, behind the pieces of their stream.
 
 Triton 2.51 never releases a request of an ensemble of which one step sends an error while a response is still in a
-later step: it counts as in flight for ever (EnsembleContext::PrepareSteps counts no step down after an error; mended
-in 2026). So a stream that has begun ends with a last piece that names the error, and the last step makes an error of it.
+later step: after an error its EnsembleContext::PrepareSteps counts no step down (mended in 2026). So a stream that has
+begun ends with a last piece that names the error, and the last step makes an error of it.
 """
 
 from __future__ import annotations
