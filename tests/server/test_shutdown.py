@@ -15,9 +15,12 @@ from typing import Any
 
 import pytest
 import requests
+import tritonclient.grpc
+from tritonclient.utils import InferenceServerException
 
 from tests.server.conftest import CLOSE, READY_SECONDS, Server, wait_for_sequences, wait_until
 from tests.server.test_serve import is_ready, make_toy_repository
+from tests.server.test_streaming import GrpcStream, tokens
 
 Launch = Callable[..., Server]
 
@@ -104,12 +107,18 @@ def test_an_error_comes_behind_the_pieces_of_its_stream(
     drain_seconds = 1.5
     server = launch(f"--drain-timeout={drain_seconds}").wait_until_ready()
     (engine,) = server.engines
-    with ThreadPoolExecutor(STREAMS) as pool:
+    with (
+        tritonclient.grpc.InferenceServerClient(server.grpc_url) as client,
+        ThreadPoolExecutor(STREAMS) as pool,
+    ):
         streams = [pool.submit(stream, server, 900) for _ in range(STREAMS)]
-        wait_for_sequences(server, STREAMS)
+        direct = GrpcStream(client, "fastertransformer_stream", tokens([2167, 716], new=900))
+        wait_for_sequences(server, STREAMS + 1)
         with pause(server):
             time.sleep(0.2)
             engine.kill()
+            with pytest.raises(InferenceServerException, match="UNAVAILABLE: the engine process ended"):
+                direct.all()  # no step is behind it
         assert all("UNAVAILABLE: the engine process ended" in each.result()["error"] for each in streams)
 
         wait_until(lambda: is_ready(server), "engine", READY_SECONDS)
