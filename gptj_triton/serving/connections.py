@@ -20,7 +20,8 @@ SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)  # one instruction of BPF: return 0
 # struct tcp_info (linux/tcp.h): times in ms since data was sent and received, and bytes
 TCP_INFO_BYTES, UNACKED, LAST_SENT, LAST_RECEIVED, RECEIVED, NOT_SENT = 148, 24, 44, 52, 128, 144
-QUIET_MILLISECONDS = 100
+# What a server sends of an answer follows within this time. A stub that is silent for longer ends tritonserver anyway.
+QUIET_MILLISECONDS = 1000
 
 
 class Connections:

@@ -20,6 +20,7 @@ from gptj_triton.engine.metrics import RequestMetrics
 from gptj_triton.errors import ConfigError, InvalidRequestError
 from gptj_triton.process.client import EngineClient
 from gptj_triton.triton import log
+from gptj_triton.triton.carried_errors import ENDING, asks_to_carry, carry
 from gptj_triton.triton.metrics import PublishedMetrics
 from gptj_triton.triton.model_settings import read_settings
 from gptj_triton.triton.replies import Outputs, Replies, Reply, StreamReply
@@ -101,12 +102,15 @@ class TritonResponder:
         self.is_single_row = False  # whether its tensors come, and go, without a batch dimension
         self._request = request
         self._sender = request.get_response_sender()
+        self._carries_errors = asks_to_carry(request)
         self._tensors: dict[str, tuple[NDArray[Any], Any]] = {}  # of the last response
 
     def send(self, outputs: Outputs, last: bool) -> None:
         """Send tensors, as the last response or as one of several; empty ones are left out."""
         # Triton 2.51's HTTP server keeps 88 bytes for ever for each output without bytes that it sends.
         outputs = {name: array for name, array in outputs.items() if array.size}
+        if self._carries_errors:
+            outputs[ENDING] = outputs.pop("finish_reason")
         # An array that was sent before is in shared memory already.
         kept = {name: known for name, known in self._tensors.items() if outputs.get(name) is known[0]}
         self._tensors = {name: kept.get(name) or (array, self._tensor(name, array)) for name, array in outputs.items()}
@@ -126,7 +130,12 @@ class TritonResponder:
         self._send_error(log.failed(self.request_id, error))
 
     def _send_error(self, error: Any) -> None:
-        response = pb_utils.InferenceResponse(error=error)
+        if self._carries_errors and self._tensors:  # pieces may be in the steps behind this one
+            ending = self._tensor(ENDING, carry(error, self._tensors[ENDING][0].shape))
+            others = [tensor for name, (_, tensor) in self._tensors.items() if name != ENDING]
+            response = pb_utils.InferenceResponse([*others, ending])
+        else:
+            response = pb_utils.InferenceResponse(error=error)
         self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def _tensor(self, name: str, array: NDArray[Any]) -> Any:

@@ -29,6 +29,7 @@ OUTPUT_IDS = Declaration("output_ids", "UINT32", (-1, -1))
 SEQUENCE_LENGTH = Declaration("sequence_length", "UINT32", (-1,))
 LOG_PROBS = [Declaration("cum_log_probs", "FP32", (-1,)), Declaration("output_log_probs", "FP32", (-1, -1))]
 FINISH_REASON = Declaration("finish_reason", "BYTES", (-1,))
+ENDING = FINISH_REASON._replace(name="ending")
 STREAM_OUTPUTS = [Declaration("previous_length", "UINT32", (-1,)), Declaration("cancel_handle", "BYTES", (-1,))]
 PROMPT_OUTPUTS = [Declaration("input_lengths", "UINT32", (1,)), Declaration("end_id", "UINT32", (1,))]
 END_IDS = Declaration("end_ids", "INT32", (-1,))
@@ -175,6 +176,12 @@ def frontend(streaming: bool) -> list[str]:
         )
         lines += block(
             "output",
+            [ENDING],
+            "For an ensemble, which asks for it in place of finish_reason: the same, or an error that postprocessing "
+            "is to send. So no error comes before the pieces of its stream, which Triton 2.51 would keep for ever.",
+        )
+        lines += block(
+            "output",
             [*PROMPT_OUTPUTS, END_IDS, *passed],
             "Passed through: the first two always, end_ids where end_id does not say it, the others where the request "
             "has them.",
@@ -241,6 +248,8 @@ def ensemble(streaming: bool) -> list[str]:
             "all that postprocessing reads comes out of fastertransformer_stream."
         )
         del to_preprocessing["stream"]
+        # An error must not overtake the pieces of its stream, so it takes their way.
+        from_frontend[ENDING.name] = from_frontend.pop("finish_reason")
         # A tensor is written once, so what passes through has another name behind the frontend.
         behind = {each.name: f"_{each.name}" for each in STREAM_OUTPUTS}
         behind |= {"input_lengths": "_prompt_lengths", "end_id": "_last_id", "end_ids": "_last_ids"}

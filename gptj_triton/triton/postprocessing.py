@@ -23,6 +23,7 @@ from gptj_triton.process.directory import server_directory
 from gptj_triton.text.detokenizer import Detokenizer
 from gptj_triton.triton import log
 from gptj_triton.triton.cancel_reports import CancelReports
+from gptj_triton.triton.carried_errors import carried
 from gptj_triton.triton.kept_tensors import KeptTensors
 from gptj_triton.triton.model_parameters import read_model_parameters
 from gptj_triton.triton.request_size import Tensors
@@ -59,6 +60,8 @@ class TritonPythonModel:
         """The response to one request of any number of rows, or the error that names a tensor."""
         try:
             inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            if (error := carried(inputs.get("finish_reason"))) is not None:
+                return pb_utils.InferenceResponse(error=error)
             sequences = read_sequences(inputs, self.detokenizer.vocab_size, self.limits)
             # Of a stream through an ensemble only this step learns that its client left; asking costs a round trip.
             if "cancel_handle" in inputs and request.is_cancelled():

@@ -7,16 +7,20 @@ import json
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+import tritonclient.grpc
+from tritonclient.utils import InferenceServerException
 
-from tests.server.conftest import CLOSE, Server, wait_for_sequences, wait_until
+from tests.server.conftest import CLOSE, READY_SECONDS, Server, wait_for_sequences, wait_until
 from tests.server.test_serve import is_ready, make_toy_repository
+from tests.server.test_streaming import GrpcStream, tokens
 
 Launch = Callable[..., Server]
 
@@ -79,6 +83,55 @@ def test_what_does_not_finish_in_time_gets_one_error_each_and_the_status_tells(
         assert (first, "UNAVAILABLE: " in draining, "refused" in refused) == ("200 ", True, True)
     assert time.monotonic() - begun > 3
     assert server.leftovers() == []
+
+
+@pytest.fixture
+def pause() -> Callable[[Server], AbstractContextManager[None]]:
+    @contextmanager
+    def pause_postprocessing(server: Server) -> Iterator[None]:
+        """Pieces wait for the step in this time; tritonserver would end if it were a second."""
+        (stub,) = server.processes_with("postprocessing/1/model.py")
+        stub.suspend()
+        try:
+            yield
+            time.sleep(0.3)
+        finally:
+            stub.resume()
+
+    return pause_postprocessing
+
+
+def test_an_error_comes_behind_the_pieces_of_its_stream(
+    launch: Launch, pause: Callable[[Server], AbstractContextManager[None]]
+) -> None:
+    drain_seconds = 1.5
+    server = launch(f"--drain-timeout={drain_seconds}").wait_until_ready()
+    (engine,) = server.engines
+    with (
+        tritonclient.grpc.InferenceServerClient(server.grpc_url) as client,
+        ThreadPoolExecutor(STREAMS) as pool,
+    ):
+        streams = [pool.submit(stream, server, 900) for _ in range(STREAMS)]
+        direct = GrpcStream(client, "fastertransformer_stream", tokens([2167, 716], new=900))
+        wait_for_sequences(server, STREAMS + 1)
+        with pause(server):
+            time.sleep(0.2)
+            engine.kill()
+            with pytest.raises(InferenceServerException, match="UNAVAILABLE: the engine process ended"):
+                direct.all()  # no step is behind it
+        assert all("UNAVAILABLE: the engine process ended" in each.result()["error"] for each in streams)
+
+        wait_until(lambda: is_ready(server), "engine", READY_SECONDS)
+        streams = [pool.submit(stream, server, 900) for _ in range(STREAMS)]
+        wait_for_sequences(server, STREAMS)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(drain_seconds - 0.3)
+        with pause(server):
+            time.sleep(0.3)
+        assert server.wait() == 3
+        assert all("UNAVAILABLE: the server is shutting down" in each.result()["error"] for each in streams)
+    lines = server.log.read_text(errors="replace").splitlines()
+    assert [line for line in lines if "Model 'ensemble_stream'" in line and "in-flight" in line] == []
 
 
 def test_with_enough_time_all_finish(launch: Launch) -> None:
