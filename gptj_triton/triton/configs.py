@@ -171,8 +171,7 @@ def frontend(streaming: bool) -> list[str]:
             "output",
             STREAM_OUTPUTS,
             "Of this model alone, for each sequence: the tokens, prompt included, that earlier responses carried; "
-            "and, in some responses only, how to tell the engine that the client has left: a ZeroMQ endpoint, a "
-            "newline, the message to push there.",
+            "and, in some responses only, a handle by which postprocessing tells the engine that the client has left.",
         )
         lines += block(
             "output",
