@@ -35,7 +35,7 @@ from gptj_triton.bench.holding.inputs import (
 from gptj_triton.bench.holding.outcomes import Ended, Outcome
 from gptj_triton.bench.holding.processes import processes_by_role
 from gptj_triton.bench.holding.raw_http import post_raw
-from gptj_triton.bench.holding.scene import ONE_TOKEN
+from gptj_triton.bench.holding.scene import ONE_TOKEN, RESTARTS
 from gptj_triton.bench.local_server import LocalServer, ServerFailedError, local_server
 from gptj_triton.bench.machine import processor
 from gptj_triton.bench.results import make_result, write_json
@@ -187,7 +187,9 @@ def fuzz_with_restarts(lots: list[Sequence[AnyInput]], options: argparse.Namespa
     while lots:
         with tempfile.TemporaryDirectory(prefix="gptj-fuzz-", dir="/tmp", ignore_cleanup_errors=True) as folder:
             environment, log = {**os.environ, "TMPDIR": folder}, options.output / "server.log"
-            with local_server(options.serve_arguments, environment=environment, log=log, before=before) as server:
+            with local_server(
+                [RESTARTS, *options.serve_arguments], environment=environment, log=log, before=before
+            ) as server:
                 back = True
                 while lots and back:
                     lot = lots.pop(0)

@@ -21,6 +21,8 @@ from gptj_triton.bench.holding.outcomes import Ended, Outcome
 from gptj_triton.bench.holding.processes import processes_by_role
 from gptj_triton.bench.local_server import LocalServer, local_server
 
+# The launcher gives up after some restarts; here it is to go on.
+RESTARTS = "--max-restarts=1000"
 HANGS_AT_MOST, SERVES_WITHIN = 5.0, 10.0  # seconds after a fault, unless a case says otherwise
 PROBE_EVERY, PROBE_SECONDS = 0.25, 3.0  # how often a small request is sent, and how long it may take
 GIVEN_UP = 20.0  # seconds after which one stops waiting for what should have happened
@@ -167,5 +169,5 @@ def all_in_words(ends: Sequence[Ended], also: Sequence[Outcome] = ()) -> Seen:
 @contextlib.contextmanager
 def staged_server(arguments: Sequence[str], log: Path, temporary: Path) -> Iterator[LocalServer]:
     """A server with `temporary` for its temporary files."""
-    with local_server(arguments, environment={**os.environ, "TMPDIR": str(temporary)}, log=log) as server:
+    with local_server([RESTARTS, *arguments], environment={**os.environ, "TMPDIR": str(temporary)}, log=log) as server:
         yield server
