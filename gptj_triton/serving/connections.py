@@ -40,14 +40,13 @@ class Connections:
                 listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, filter_)
 
     def close_idle(self) -> bool:
-        """Ends what nobody waits at for an answer; the process then closes it. Whether there are no others."""
-        all_idle = True
+        """Ends what nobody waits at for an answer; the process then closes it. Whether none is left open."""
+        all_closed = True
         for connection in self._sockets(psutil.CONN_ESTABLISHED):
             if is_idle(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)):
                 connection.shutdown(socket.SHUT_RD)
-            else:
-                all_idle = False
-        return all_idle
+            all_closed = False
+        return all_closed
 
     def _sockets(self, state: str) -> Iterator[socket.socket]:
         with contextlib.suppress(OSError, psutil.Error):
