@@ -96,7 +96,8 @@ def slopes(samples: list[Sample]) -> list[Slope]:
 
 
 async def touch_cache(asker: Asker, pages: int) -> None:
-    """Asks for prompts that nobody had, until every page of the KV cache has been written to."""
+    """Asks for prompts that nobody had, for twice the pages of the KV cache: some are kept free until all others are
+    used, so that once does not write to every page."""
     chance = random.Random(0)
     free = asyncio.Semaphore(8)
 
@@ -104,7 +105,7 @@ async def touch_cache(asker: Asker, pages: int) -> None:
         async with free:
             await asker.generate(text_input=prompt(chance, PROMPT_WORDS), max_tokens=1)
 
-    await asyncio.gather(*(one() for _ in range(pages * PAGE_TOKENS // PROMPT_WORDS + 1)))
+    await asyncio.gather(*(one() for _ in range(2 * pages * PAGE_TOKENS // PROMPT_WORDS + 1)))
 
 
 async def soak(server: LocalServer, temporary: Path, minutes: float, clients: int, seed: int, touch: bool) -> Soak:
