@@ -80,9 +80,9 @@ def check_eight_bits(device: torch.device, config: EngineConfig, kernels: bool) 
     """ConfigError where numbers of 8 bits are asked for and cannot be computed with; `kernels`: those of engine/gpu."""
     if config.int8_mode and not kernels:
         raise ConfigError("parameter int8_mode is 1, allowed: 0 unless there is one GPU, of compute capability 8.0 on")
+    knows_float8 = kernels and torch.cuda.get_device_capability(device) >= OLDEST_FLOAT8_GPU
     for name, others in (("data_type", "fp32, fp16 or bf16"), ("kv_cache_data_type", "auto")):
-        known = kernels and torch.cuda.get_device_capability(device) >= OLDEST_FLOAT8_GPU
-        if getattr(config, name) == FP8 and not known:
+        if getattr(config, name) == FP8 and not knows_float8:
             raise ConfigError(
                 f"parameter {name} is 'fp8', allowed: {others} unless there is one GPU, of compute capability 8.9 on"
             )

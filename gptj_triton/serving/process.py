@@ -22,7 +22,6 @@ from gptj_triton.serving.signals import pause, unblock_signals
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
-
 POLL_SECONDS = 0.1
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Of e4m3: 4 bits of exponent, 3 of mantissa.
-LARGEST_FLOAT8 = tl.constexpr(448.0)
+from gptj_triton.engine.device import FLOAT8
+from gptj_triton.engine.gpu.weights import LARGEST
+
+LARGEST_FLOAT8 = tl.constexpr(LARGEST[FLOAT8])
 
 
 @triton.jit
