@@ -19,9 +19,13 @@ from gptj_triton.errors import UNAVAILABLE
 STUB_IS_DEAD = "is not healthy"  # Triton's own, from a stub's end until it is replaced
 # Triton's own too, as INTERNAL or 500, for tensors for which a region has no room; it does not reach a model.
 NO_ROOM = "Failed to increase the shared memory pool size"
-# Triton's own JSON parser answers 500 to what is a client's mistake. Source: triton common, include/triton/common/
-# triton_json.h; server, src/http_server.cc
-PARSER = re.compile(r"failed to parse the request JSON|attempt to |Unable to parse |Expected JSON object for keyword")
+# Triton's own JSON parser answers 500 to what is a client's mistake. It reads a key up to a NUL, and then does not find
+# it. Source: triton common, include/triton/common/triton_json.h; server, src/http_server.cc
+PARSER = re.compile(
+    r"failed to parse the request JSON|attempt to |Unable to parse |Expected JSON object for keyword"
+    r"|parameter key '.*' was not found in the JSON",
+    re.DOTALL,
+)
 
 
 class Outcome(Enum):
