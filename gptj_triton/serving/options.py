@@ -273,7 +273,7 @@ def is_or_abbreviates(argument: str, options: Sequence[str]) -> bool:
 
 def exit_timeout_in(server_arguments: Sequence[str]) -> int:
     """tritonserver's own option where it is given, else the launcher's default: it stops when all is answered."""
-    server = OneLineParser(prog="serve.py", add_help=False, allow_abbrev=False)
+    server = OneLineParser(prog="serve.py", add_help=False)  # takes abbreviations, as tritonserver does
     server.add_argument("--exit-timeout-secs", type=int, default=5)
     return int(server.parse_known_args(server_arguments)[0].exit_timeout_secs)
 

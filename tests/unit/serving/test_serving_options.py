@@ -60,7 +60,15 @@ def test_what_stands_behind_the_dashes_is_for_tritonserver() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "seconds"), [([], 5), (["--exit-timeout-secs=7"], 7), (["--exit-timeout-secs", "6"], 6)]
+    ("arguments", "seconds"),
+    [
+        ([], 5),
+        (["--exit-timeout-secs=7"], 7),
+        (["--exit-timeout-secs", "6"], 6),
+        (["--exit-timeout=8"], 8),
+        (["--exit-t", "9", "--log-verbose=1"], 9),
+        (["--exit-timeout=8", "--exit-timeout-secs=4"], 4),
+    ],
 )
 def test_the_exit_timeout_is_the_one_that_tritonserver_is_given(arguments: list[str], seconds: int) -> None:
     assert read_options(["--", *arguments]).exit_timeout == seconds
