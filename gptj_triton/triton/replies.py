@@ -196,10 +196,18 @@ class Replies:
         self._thread.start()
 
     def submit(self, reply: Reply, rows: list[Row], timeout: float) -> None:
-        """Send all sequences to the engine; `reply` is sent as it gets answers."""
+        """Send all sequences to the engine; `reply` is sent as it gets answers. Whatever goes wrong becomes an answer:
+        an exception would leave the rest of Triton's batch without any."""
         if timeout:
             reply.deadline = time.monotonic() + timeout + TIMEOUT_GRACE
         self._open[reply] = None
+        try:
+            self._submit_sequences(reply, rows, timeout)
+        except Exception as error:
+            self._tasks.put(functools.partial(self._fail, reply, error))
+
+    def _submit_sequences(self, reply: Reply, rows: list[Row], timeout: float) -> None:
+        streamed = isinstance(reply, StreamReply)
         if isinstance(reply, StreamReply):
             self._open_streams.add(reply)
         sequences = [(row.prompt, params) for row in rows for params in row.sequences]
@@ -209,7 +217,6 @@ class Replies:
             on_answer = functools.partial(self._take, reply, index)
             on_tokens = functools.partial(self._take_tokens, reply, index)
             try:
-                streamed = isinstance(reply, StreamReply)
                 number = self._engine.submit(prompt, params, on_answer, on_tokens, streamed, timeout, client)
             except UnavailableError as error:
                 self._take(reply, index, Failed(str(error), refused=error.reason))
@@ -296,12 +303,17 @@ class Replies:
             if tensors is not None:
                 reply.responder.send(tensors, last)
         except Exception as error:
-            self._abandon(reply)
-            reply.responder.fail_by(error)
+            self._fail(reply, error)
         else:
             if last:
                 self._finish(reply)
                 self._count(RequestMetrics(request_success_total={reply.finish_reason: 1}))
+
+    def _fail(self, reply: Reply, error: Exception) -> None:
+        """End a reply by a fault of ours, unless it has ended."""
+        if not reply.sent_last:
+            self._abandon(reply)
+            reply.responder.fail_by(error)
 
     def _abandon(self, reply: Reply, refused: str = "") -> None:
         """End a reply that becomes an error; nobody waits for what is still in flight of it. `refused` is the reason

@@ -39,10 +39,13 @@ class Engine:
         self.requests: list[tuple[Callable[[Any], None], Callable[[TokenDelta], None]]] = []
         self.cancelled: list[int] = []
         self.available = True
+        self.breaks_at: int | None = None  # the number of a request that cannot be handed over
 
     def submit(self, prompt: list[int], params: SamplingParams, on_answer: Any, on_tokens: Any, *how: Any) -> int:
         if not self.available:
             raise UnavailableError("no engine")
+        if self.breaks_at == len(self.requests):
+            raise OSError("no file descriptor left")
         self.requests.append((on_answer, on_tokens))
         return len(self.requests) - 1
 
@@ -371,6 +374,25 @@ def test_a_response_that_cannot_be_sent_ends_its_request_alone(engine: Engine, r
     assert engine.cancelled == [0]
     engine.end(1, 5)
     assert client.take()[2]
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_request_that_cannot_be_handed_to_the_engine_ends_alone(
+    engine: Engine, replies: Replies, counted: RequestMetrics, streamed: bool
+) -> None:
+    broken, client = Client(), Client()
+    engine.breaks_at = 2
+    begin(replies, broken, streamed, copies=4)
+    assert broken.take()[1:] == ("fault: no file descriptor left", True)
+    assert engine.cancelled == [0, 1]
+    engine.breaks_at = None
+    begin(replies, client, streamed)
+    for number in range(3):
+        engine.end(number, 5)
+    assert client.take()[2]
+    replies.close()
+    assert broken.responses.empty()
+    assert counted == RequestMetrics(request_success_total={"length": 1}, request_failed_total=1)
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "many"])
