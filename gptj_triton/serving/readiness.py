@@ -5,11 +5,13 @@ makes its load fail as long as an engine is down or the server drains."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import requests
 from google.protobuf import text_format
 
+from gptj_triton.serving.background import Background
 from gptj_triton.serving.errors import ServeError
 from gptj_triton.serving.repository import read_config
 from gptj_triton.serving.triton_api import TritonApi
@@ -49,6 +51,7 @@ class Readiness:
         self._api = api
         self._engines = engines
         self._said = True
+        self._calls = Background[bool]()
 
     def follow_engines(self) -> None:
         """Says what the engines' frontends say."""
@@ -60,15 +63,18 @@ class Readiness:
         return all(socket.with_suffix(".ready").exists() for socket in sockets)
 
     def say(self, ready: bool) -> None:
-        """Tells Triton, if it is news; tries again the next time where that did not succeed."""
-        if ready == self._said:
+        """Tells Triton, if it is news. Waits for its answer a moment at most; to be called again, for then an answer
+        that came late is heard, and what did not succeed is tried again."""
+        if ready == self._said and not self._calls.is_busy:
             return
-        try:
-            if ready:
-                self._said = self._api.load(MODEL)
-            else:
-                self._api.unload(MODEL)
-                self._api.load(MODEL, NOT_READY)
-                self._said = False
-        except requests.RequestException:
-            pass
+        with contextlib.suppress(requests.RequestException):
+            said = self._calls.take(lambda: self._tell(ready))
+            self._said = self._said if said is None else said
+
+    def _tell(self, ready: bool) -> bool:
+        """Returns what Triton says from now on."""
+        if ready:
+            return self._api.load(MODEL)
+        self._api.unload(MODEL)
+        self._api.load(MODEL, NOT_READY)
+        return False

@@ -4,10 +4,12 @@ and ends all processes of the run in the end. Does not know what is served."""
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 
 import requests
 
+from gptj_triton.serving.background import Background
 from gptj_triton.serving.connections import Connections
 from gptj_triton.serving.drain import Draining
 from gptj_triton.serving.errors import ServeError
@@ -111,6 +113,7 @@ class Supervisor:
         self._server = self._start(self._relay, self._restarts.count)
         self._stubs = StubWatch(self._run.stubs, self._server.pid, self._is_loaded)
         self._readiness = Readiness(self._api, self._run.engines)
+        self._asked, self._asked_of_models = Background[bool](), defaultdict[str, Background[bool]](Background)
         if not self._wait_until(self._answers, self._start_timeout):
             missing = ", ".join(model for model in self._models if model not in self._relay.loaded)
             timeout = f"not ready within {self._start_timeout:g} s (--start-timeout)"
@@ -121,8 +124,12 @@ class Supervisor:
         self._ready_at = time.monotonic()
 
     def _answers(self) -> bool:
-        """True when all is ready, False while nothing answers; ServeError when a model failed. tritonserver opens its
-        ports when it has tried to load every model."""
+        """True when all is ready, False while nothing answers; ServeError when a model failed."""
+        return bool(self._asked.take(self._ask))
+
+    def _ask(self) -> bool:
+        """The same, however long an answer takes. tritonserver opens its ports when it has tried to load every
+        model."""
         try:
             if self._api.is_ready():
                 return True
@@ -136,7 +143,7 @@ class Supervisor:
 
     def _is_loaded(self, model: str) -> bool:
         try:
-            return self._api.is_model_ready(model)
+            return bool(self._asked_of_models[model].take(lambda: self._api.is_model_ready(model)))
         except requests.RequestException:
             return self._ready_at > 0.0  # then it hangs
 
@@ -147,11 +154,16 @@ class Supervisor:
         if self._server.has_ended or not self._ready_at:  # it is not ready again yet: nobody waits for an answer
             return False
         log.say("stopping when all requests are answered; a second signal kills")
-        self._readiness.say(False)
+        self._readiness.say(False)  # before the first request is refused
         draining = Draining(self._run.engines, self._drain_timeout)
+
+        def is_over() -> bool:
+            self._readiness.say(False)  # where Triton has not heard it yet
+            return draining.is_over
+
         cut = True
         try:
-            self._wait_until(lambda: draining.is_over, self._drain_timeout + EXTRA_STOP_SECONDS)
+            self._wait_until(is_over, self._drain_timeout + EXTRA_STOP_SECONDS)
             engines_cut = draining.cut > 0
             connections = Connections(self._server.pid, self._ports)
             connections.refuse_new()
