@@ -8,20 +8,14 @@ raises.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import math
 import os
 import secrets
-import signal
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
-
-import msgspec
-import zmq
 
 from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.metrics import EngineMetrics
@@ -30,16 +24,15 @@ from gptj_triton.errors import ConfigError, RequestRefusedError, UnavailableErro
 from gptj_triton.pidfd import process_has_ended
 from gptj_triton.process import messages
 from gptj_triton.process.cancel_handle import make_handle
+from gptj_triton.process.connection import EngineConnection
 from gptj_triton.process.deadly_requests import DeadlyRequests
-from gptj_triton.process.directory import EngineDirectory, write_private
+from gptj_triton.process.directory import write_private
 from gptj_triton.process.heartbeat import TICK_SECONDS, HeartbeatWatch
-from gptj_triton.process.start import EngineStarter, TooEarlyError
 
 NOT_READY = "the engine is not ready yet; please try again"
 ENGINE_DIED = "the engine process ended unexpectedly; a new one is being started, please try again"
 NO_ENGINE = "the engine process ended and no new one works yet, which the server goes on trying; please try again later"
 SHUTTING_DOWN = "the server is shutting down"
-TICK_MS = int(TICK_SECONDS * 1000)
 DRAIN_GRACE = 1.0  # seconds after which an engine that should have answered all requests is not waited for
 RETRY_SECONDS = 1.0  # after an error that is not the engine's: a full disk, say
 
@@ -93,40 +86,24 @@ class EngineClient:
         """
         self._server_pid = server_pid
         self._name = name
-        self._model = model
         self._on_report = on_report
         self._publishes = False
         self._step_timeout = config.step_timeout
-        self._directory = EngineDirectory.of(config, server_pid)
-        self._directory.make()
-        self._starter = EngineStarter(config, self._directory, server_pid, engine_module)
-        self._pidfd = -1
-        self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(messages.ToFrontend)
         self._pending: dict[int, Pending] = {}
         self._deadly = DeadlyRequests(config.refuse_after_deaths)
         self._watch: HeartbeatWatch | None = None  # of the engine that serves, or served last
-        self._lock = threading.Lock()  # guards _pending, _deadly, _ready and the use of _outbox
+        self._lock = threading.Lock()  # guards _pending, _deadly, _ready and sending
         self._ready = False
         self._unavailable = NOT_READY
         self._drain_deadline: float | None = None
-        self._closing = False
-
-        self._context = zmq.Context()
-        self._address = f"ipc://{self._directory.frontend_socket(name)}"
-        self._inbox = self._context.socket(zmq.PULL)
-        self._inbox.set_hwm(0)
-        with self._directory.locked():  # nobody may remove the directory now
-            self._inbox.bind(self._address)
-            self._directory.frontend_socket(name).chmod(0o600)
-        self._wake_receiver, self._woken = self._wake_pair()
-        self._outbox = self._context.socket(zmq.PUSH)
+        self._connection = EngineConnection(config, server_pid, name, engine_module, model)
+        self._directory = self._connection.directory
         try:
-            welcome = self._connect()
+            welcome = self._connection.connect()
             assert welcome is not None
             self._begin(welcome)
         except BaseException:
-            self._leave_directory(linger=0)
+            self._connection.leave(linger=0)
             raise
         self._receiver = threading.Thread(target=self._receive, name="engine-answers", daemon=True)
         self._receiver.start()
@@ -162,7 +139,7 @@ class EngineClient:
             self._pending[number] = Pending(prompt, params, on_answer, on_tokens)
             client = client or messages.ClientRequest(number, params.most_tokens(len(prompt)))
             now = time.monotonic()
-            self._send(messages.Submit(self._name, number, prompt, params, client, now, stream, timeout))
+            self._connection.send(messages.Submit(self._name, number, prompt, params, client, now, stream, timeout))
         return number
 
     def cancel_handle(self, number: int) -> bytes:
@@ -173,7 +150,7 @@ class EngineClient:
         """End a request early; its answer has finish reason "cancelled". Nothing happens if it has ended."""
         with self._lock:
             if number in self._pending:
-                self._send(messages.Cancel(self._name, number))
+                self._connection.send(messages.Cancel(self._name, number))
 
     def close(self) -> None:
         """Leave the engine, which ends if this was its last frontend. Requests in flight are answered with an error.
@@ -181,87 +158,16 @@ class EngineClient:
         A second call does nothing.
         """
         with self._lock:
-            if self._closing:
+            if self._connection.is_closing:
                 return
-            self._closing = True
-        self._wake_receiver.send(b"")
+            self._connection.is_closing = True
+        self._connection.interrupt()
         self._receiver.join()
         self._stop_submitting(SHUTTING_DOWN)
         with self._lock:  # somebody may cancel a request now
-            self._send(messages.Goodbye(self._name))
+            self._connection.send(messages.Goodbye(self._name))
         self._fail_pending(SHUTTING_DOWN)
-        self._leave_directory(linger=1000)
-
-    def _leave_directory(self, linger: int) -> None:
-        """Close all sockets, taking `linger` ms to send what waits; the last to leave removes the directory."""
-        self._context.destroy(linger)
-        self._directory.remove_frontend_files(self._name)  # ZeroMQ leaves the socket
-        self._directory.remove_if_unused()
-
-    def _wake_pair(self) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
-        """Two ends of a pipe within this process."""
-        receiving, sending = self._context.socket(zmq.PAIR), self._context.socket(zmq.PAIR)
-        receiving.bind("inproc://wake")
-        sending.connect("inproc://wake")
-        return sending, receiving
-
-    def _send(self, message: messages.ToEngine) -> None:
-        self._outbox.send(self._encoder.encode(message))
-
-    def _connect(self) -> messages.Welcome | None:
-        """Find or start the engine and be welcomed; tries once more if the one it found was about to end. None if this
-        frontend closes instead.
-        """
-        for _ in range(2):
-            if not self._find_or_start():
-                return None
-            self._outbox.close(linger=0)
-            self._outbox = self._context.socket(zmq.PUSH)
-            self._outbox.set_hwm(0)
-            self._outbox.connect(self._directory.engine_address)
-            self._send(messages.Hello(self._name, self._model, os.getpid(), self._server_pid, self._address))
-            welcome = self._await_welcome()
-            if welcome is not None or self._closing:
-                return welcome
-            with contextlib.suppress(FileNotFoundError):
-                raise ConfigError(self._directory.error_file.read_text(encoding="utf-8"))
-        raise ConfigError("the engine process ended while it started; its log says more")
-
-    def _find_or_start(self) -> bool:
-        """Set the pidfd of an engine, as soon as one may be started; false if this frontend closes instead."""
-        while not self._closing:
-            try:
-                self._pidfd = self._starter.find_or_start()
-            except TooEarlyError as error:
-                self._woken.poll(math.ceil(error.seconds * 1000))
-            else:
-                return True
-        return False
-
-    def _poller(self) -> zmq.Poller:
-        poller = zmq.Poller()
-        for readable in (self._inbox, self._woken, self._pidfd):
-            poller.register(readable, zmq.POLLIN)
-        return poller
-
-    def _await_welcome(self) -> messages.Welcome | None:
-        """The engine's welcome, however long it takes to load; None if it ended or this frontend closes instead."""
-        poller = self._poller()
-        watch: HeartbeatWatch | None = None
-        while self._woken not in (events := dict(poller.poll(TICK_MS))):
-            if self._inbox in events:
-                message = self._decoder.decode(self._inbox.recv())
-                if isinstance(message, messages.Welcome):
-                    return message
-            elif self._pidfd in events:
-                break
-            elif watch is not None:
-                self._end_engine_for(watch.look())
-            else:
-                with contextlib.suppress(OSError):  # it has just begun
-                    watch = HeartbeatWatch(self._directory.heartbeat, self._step_timeout)
-        os.close(self._pidfd)
-        return None
+        self._connection.leave(linger=1000)
 
     def _begin(self, welcome: messages.Welcome) -> None:
         """Take requests from now on."""
@@ -271,7 +177,7 @@ class EngineClient:
         except OSError as error:  # a full disk
             log.error("the server cannot be told that the engine is ready: %s", error.strerror)
         with self._lock:
-            self._ready = not self._closing
+            self._ready = not self._connection.is_closing
 
     def _stop_submitting(self, reason: str) -> None:
         """Take no requests from now on."""
@@ -289,37 +195,27 @@ class EngineClient:
 
     def _serve(self) -> bool:
         """Hand answers on until the engine has ended, or had to be; false if this frontend closes instead."""
-        poller = self._poller()
         self._watch = None
         try:
             self._watch = watch = HeartbeatWatch(self._directory.heartbeat, self._step_timeout)
         except OSError:  # it has ended
             return True
         next_look = time.monotonic() + TICK_SECONDS
-        while self._pidfd not in (events := dict(poller.poll(TICK_MS))):
-            if self._woken in events:
+        while not (events := self._connection.wait()).ended:
+            if events.closing:
                 return False
-            if self._inbox in events:
+            if events.message:
                 self._take_message()
             if time.monotonic() >= next_look:
                 next_look = time.monotonic() + TICK_SECONDS
                 self._end_overdue_drain()
-                if self._end_engine_for(watch.look()):
+                if self._connection.end_engine_for(watch.look()):
                     return True
-        return True
-
-    def _end_engine_for(self, problem: str | None) -> bool:
-        """End the engine if it has a problem; whether it had to be."""
-        if problem is None:
-            return False
-        log.error("the engine process is ended: %s", problem)
-        with contextlib.suppress(ProcessLookupError):  # another frontend has ended it
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         return True
 
     def _take_message(self) -> None:
         try:
-            self._dispatch(self._decoder.decode(self._inbox.recv()))
+            self._dispatch(self._connection.receive())
         except Exception:  # this thread brings all other answers, too
             log.exception("a message of the engine could not be handed on")
 
@@ -359,7 +255,7 @@ class EngineClient:
         """The engine died: answer what was in flight."""
         draining = self._drain_deadline is not None
         self._stop_submitting(SHUTTING_DOWN if draining else ENGINE_DIED)
-        while self._inbox.poll(0):  # answers sent before it died count
+        while self._connection.has_message:  # answers sent before it died count
             self._take_message()
         if self._publishes:
             hung = self._watch is not None and self._watch.hangs
@@ -370,11 +266,11 @@ class EngineClient:
 
     def _reconnect(self) -> bool:
         """Start a new engine, as often as it takes; false where none is needed any more."""
-        self._await_end()
+        self._connection.await_end()
         log.error("the engine process ended unexpectedly; starting a new one")
-        while not (self._closing or self._drain_deadline is not None or process_has_ended(self._server_pid)):
+        while not (self._connection.is_closing or self._drain_deadline or process_has_ended(self._server_pid)):
             try:
-                welcome = self._connect()
+                welcome = self._connection.connect()
             except ConfigError as error:
                 self._unavailable = NO_ENGINE
                 log.error("no new engine works, which is tried again: %s", error)
@@ -382,7 +278,7 @@ class EngineClient:
             except Exception:  # without this thread no engine would ever come
                 self._unavailable = NO_ENGINE
                 log.exception("no new engine can be started, which is tried again")
-                self._woken.poll(int(RETRY_SECONDS * 1000))
+                self._connection.sleep(RETRY_SECONDS)
                 continue
             if welcome is None:
                 return False
@@ -390,14 +286,6 @@ class EngineClient:
             log.warning("the new engine process, %d, is ready", welcome.engine_pid)
             return True
         return False
-
-    def _await_end(self) -> None:
-        """Return when the engine, which may be one that was killed, has ended, or this frontend closes."""
-        poller = zmq.Poller()
-        poller.register(self._woken, zmq.POLLIN)
-        poller.register(self._pidfd, zmq.POLLIN)
-        poller.poll()
-        os.close(self._pidfd)
 
     def _fail_pending(self, reason: str) -> None:
         with self._lock:

@@ -18,7 +18,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
@@ -35,6 +34,7 @@ from gptj_triton.pidfd import open_pidfd
 from gptj_triton.process import messages
 from gptj_triton.process.deadlines import Deadlines
 from gptj_triton.process.directory import EngineDirectory, write_private
+from gptj_triton.process.frontend import Frontend, Stream, address_of, result_of
 from gptj_triton.process.heartbeat import Heartbeat
 from gptj_triton.process.lifetime import Lifetime
 
@@ -44,41 +44,6 @@ SHUTTING_DOWN = "the server is shutting down"
 NOT_BEGUN = "the request waited for its whole timeout, and was not begun; please try again later"
 
 log = logging.getLogger("gptj_triton")
-
-
-@dataclass(eq=False)
-class Stream:
-    """A streamed request: its sequence, and how many of its tokens have been sent."""
-
-    sequence: Sequence
-    num_sent: int = 0
-
-    def take_delta(self) -> messages.TokenDelta | None:
-        """The tokens that have not been sent yet, None if there are none; from now on they count as sent."""
-        start, self.num_sent = self.num_sent, len(self.sequence.output)
-        if start == self.num_sent:
-            return None
-        _, request = _address(self.sequence)
-        log_probs = self.sequence.log_probs[start:] if self.sequence.params.is_return_log_probs else []
-        return messages.TokenDelta(request, self.sequence.output[start:], log_probs)
-
-
-@dataclass(eq=False)
-class Frontend:
-    """A process that sends requests: where to answer, how to see that it died, and its requests in flight.
-
-    `model` is the name by which it publishes metrics. `client` is the number of the client's request that came last,
-    `asked` what the engine knows of it, and `refusal` why it was refused.
-    """
-
-    model: str
-    outbox: zmq.Socket[bytes]
-    pidfd: int
-    requests: set[int] = field(default_factory=set)
-    streams: dict[int, Stream] = field(default_factory=dict)
-    client: int | None = None
-    asked: Request = field(default_factory=Request)
-    refusal: str | None = None
 
 
 class EngineServer:
@@ -209,7 +174,7 @@ class EngineServer:
         due = self._deadlines.take_due(now)
         for sequence in due.ending:
             if sequence.params.beam_width == 1:
-                name, request = _address(sequence)
+                name, request = address_of(sequence)
                 self._frontends[name].streams.setdefault(request, Stream(sequence))
         for sequence in due.over:
             self._time_out(engine, sequence)
@@ -218,7 +183,7 @@ class EngineServer:
 
     def _time_out(self, engine: Engine, sequence: Sequence) -> None:
         """Answer a request with what there is of it, or refuse it if it was not begun."""
-        name, request = _address(sequence)
+        name, request = address_of(sequence)
         sequences = engine.cancel(sequence.key, "timeout")
         if sequence.request.begun:
             self._answer(sequences)
@@ -287,9 +252,9 @@ class EngineServer:
             frontend.outbox.send(message)
 
     def _answer(self, sequences: list[Sequence]) -> None:
-        name, request = _address(sequences[0])
+        name, request = address_of(sequences[0])
         self._forget(name, request)
-        finished = messages.Finished(request, [_result(sequence) for sequence in sequences])
+        finished = messages.Finished(request, [result_of(sequence) for sequence in sequences])
         self._frontends[name].outbox.send(self._encoder.encode(finished))
 
     def _forget(self, name: str, request: int) -> None:
@@ -307,19 +272,6 @@ class EngineServer:
         os.close(frontend.pidfd)
         frontend.outbox.close(linger=1000)
         self._send_report(engine)  # another frontend may be the one that publishes now
-
-
-def _address(sequence: Sequence) -> tuple[str, int]:
-    """The frontend and the number of the request that a sequence belongs to."""
-    assert isinstance(sequence.key, tuple)
-    frontend, request = sequence.key
-    return frontend, request
-
-
-def _result(sequence: Sequence) -> messages.Result:
-    assert sequence.finish_reason is not None
-    log_probs = sequence.log_probs if sequence.params.is_return_log_probs else []
-    return messages.Result(sequence.output, sequence.finish_reason, log_probs)
 
 
 def main(

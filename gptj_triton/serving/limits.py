@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gptj_triton.serving.hidden_arguments import Argument, plain
-from gptj_triton.serving.options import is_or_abbreviates
+from gptj_triton.serving.triton_options import is_or_abbreviates
 
 MIB = 1 << 20
 # Triton 2.51 parses JSON and lists chunks on the stack: 80 bytes a nested bracket, 16 a chunk. Each of its threads has
