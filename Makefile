@@ -10,15 +10,19 @@ INSTALLED := $(VENV)/.installed
 export PIP_USER := 0
 PIP := TMPDIR="$(CURDIR)/$(VENV)" $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# The exit status of pytest where ARGS leaves no test.
+NONE_CHOSEN := 5
+
 .PHONY: serve test test-gpu test-bare lint configs perf bench compare clients soak faults fuzz clean
 
 # Serves the embedded model, or what ARGS says: make serve ARGS="--model EleutherAI/gpt-j-6b --device cuda"
 serve: $(INSTALLED)
 	exec $(BIN)/python tools/serve.py $(ARGS)
 
-# Every test that needs no GPU: make test ARGS="-k lifecycle"
+# Every test that needs no GPU, two at once, and then those that must be alone: make test ARGS="-k lifecycle"
 test: $(INSTALLED)-test
-	$(BIN)/python -m pytest tests/unit tests/server $(ARGS)
+	$(BIN)/python -m pytest tests/unit tests/server -n 2 --dist worksteal -m "not alone" $(ARGS) || [ $$? = $(NONE_CHOSEN) ]
+	$(BIN)/python -m pytest tests/server -m alone $(ARGS) || [ $$? = $(NONE_CHOSEN) ]
 
 # The kernels: on a GPU if there is one, else in the interpreter of Triton (the language).
 test-gpu: $(INSTALLED)-test $(INSTALLED)-gpu

@@ -23,7 +23,7 @@ import pytest
 import requests
 
 from gptj_triton.api_key import http_header
-from gptj_triton.bench.local_server import free_ports
+from gptj_triton.bench import local_server
 
 PROJECT = Path(__file__).resolve().parents[2]
 MARK = "GPTJ_TEST_LAUNCH"
@@ -151,6 +151,18 @@ class Server:
             if self.owns_temporary:
                 shutil.rmtree(self.temporary)
         assert leftovers == []
+
+
+def free_ports(count: int) -> list[int]:
+    """Free ports that no other worker of pytest-xdist chooses: a server binds to its own seconds later."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    found: list[int] = []
+    while len(found) < count:
+        (port,) = local_server.free_ports(1)
+        if port // 2 % workers == worker and port not in found:  # Linux chooses odd ones
+            found.append(port)
+    return found
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = SOON_SECONDS) -> None:

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from gptj_triton.bench.local_server import free_ports
 from tests.documents import DOCUMENTS, PORTS, SERVE, Ports, blocks, copy_tree, translated
+from tests.server.conftest import free_ports
 from tests.shell import clean_environment
 
 READY_SECONDS = 600.0  # it installs everything first

@@ -14,6 +14,7 @@ import requests
 
 from tests.server.conftest import CLOSE, PROJECT, Server, load, wait_until
 
+pytestmark = pytest.mark.alone
 SOON = 5.0  # seconds, on a machine that does other things too; alone it takes 0.2
 LIMITS = {"max_sequences": 4, "max_waiting_requests": 6}
 LONG = {"text_input": "Once upon a time", "max_tokens": 600, "min_tokens": 600, "timeout": 60_000_000}

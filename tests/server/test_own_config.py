@@ -21,9 +21,8 @@ import pytest
 import requests
 from tokenizers import Tokenizer
 
-from gptj_triton.bench.local_server import free_ports
 from gptj_triton.checkpoint.convert.conversion import Settings, convert
-from tests.server.conftest import CLOSE, MARK, PROJECT, STOP_SECONDS, Server, wait_until
+from tests.server.conftest import CLOSE, MARK, PROJECT, STOP_SECONDS, Server, free_ports, wait_until
 
 REPOSITORY = PROJECT / "model_repository"
 EMBEDDED = REPOSITORY / "fastertransformer" / "1" / "storyteller"

@@ -17,12 +17,11 @@ from typing import Any
 import pytest
 import requests
 
-from gptj_triton.bench.local_server import free_ports
 from gptj_triton.client import Client, ServerError
 from gptj_triton.engine.metrics import METRICS, PREFIX
 from gptj_triton.install.debian import unpack
 from gptj_triton.project import PROJECT
-from tests.server.conftest import CLOSE, Server, wait_until
+from tests.server.conftest import CLOSE, Server, free_ports, wait_until
 
 PROMPT = "Once upon a time"
 PROMPT_TOKENS = 4

@@ -17,6 +17,7 @@ import requests
 from tests.server.conftest import CLOSE, Server, start, wait_for_sequences, wait_until
 from tests.server.test_serve import generate, is_ready, make_toy_repository
 
+pytestmark = pytest.mark.alone
 Launch = Callable[..., Server]
 
 # The promises are 5 s until nothing hangs, and 5 s (tritonserver) or 10 s (a stub) until it is served again. A busy

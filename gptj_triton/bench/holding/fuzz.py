@@ -25,6 +25,7 @@ from tritonclient.grpc import service_pb2
 from gptj_triton.bench.holding.asking import Asker
 from gptj_triton.bench.holding.inputs import (
     HANGS,
+    MANY_KEYS,
     AnyInput,
     GrpcInput,
     HttpInput,
@@ -43,6 +44,7 @@ from gptj_triton.project import PROJECT
 
 BACK_WITHIN, GIVEN_UP = 10.0, 60.0  # seconds
 AT_ONCE = 8
+SHORT_INPUTS, SHORT_KEYS = 200, 15_000
 # A mount namespace of its own, in which /dev/shm is as small as Docker makes it.
 IN_SMALL_SHARED_MEMORY = (
     *("unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=64m shm /dev/shm && exec "$@"', "sh"),
@@ -207,7 +209,7 @@ def run(options: argparse.Namespace) -> Fuzz:
     """Random inputs, then those by name one after another, then large ones where /dev/shm is small."""
     inputs = draw_inputs(options.inputs, options.seed)
     print(f"{len(inputs)} inputs drawn", flush=True)
-    named = [] if options.only_random else list(named_inputs().values())
+    named = [] if options.only_random else list(named_inputs(SHORT_KEYS if options.short else MANY_KEYS).values())
     result = fuzz_with_restarts([inputs, *([one] for one in named)], options)
     if options.only_random:
         return result
@@ -233,10 +235,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--inputs", type=int, default=10_000, metavar="N", help="random ones; default: %(default)s")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the inputs; default: %(default)s")
+    parser.add_argument("--short", action="store_true", help=f"{SHORT_INPUTS} random ones, and shorter ones by name")
     parser.add_argument("--only-random", action="store_true", help="leave out the inputs by name")
     parser.add_argument("--output", type=Path, default=PROJECT / "build" / "fuzz", metavar="DIR")
     parser.add_argument("serve_arguments", nargs="*", help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.short:
+        options.inputs = SHORT_INPUTS
+    return options
 
 
 def main(arguments: list[str] | None = None) -> int:
