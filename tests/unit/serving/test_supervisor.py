@@ -82,7 +82,9 @@ def launch(tmp_path: Path) -> Iterator[Callable[[int], subprocess.Popen[str]]]:
 
     yield start
     for each in started:
-        each.kill()
+        if each.poll() is None:
+            for process in [*psutil.Process(each.pid).children(), each]:  # a stopped server hears no other signal
+                process.kill()
         each.communicate()
 
 
