@@ -44,7 +44,7 @@ from gptj_triton.project import PROJECT
 
 BACK_WITHIN, GIVEN_UP = 10.0, 60.0  # seconds
 AT_ONCE = 8
-SHORT_INPUTS, SHORT_KEYS = 200, 15_000
+SHORT_INPUTS, SHORT_KEYS = 500, 15_000
 # A mount namespace of its own, in which /dev/shm is as small as Docker makes it.
 IN_SMALL_SHARED_MEMORY = (
     *("unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=64m shm /dev/shm && exec "$@"', "sh"),
