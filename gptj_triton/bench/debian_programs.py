@@ -1,5 +1,5 @@
-"""nginx, HAProxy and Prometheus as Debian has them: those of the machine, or fetched from its package sources and unpacked
-into build/debian, where they stay. Nothing is installed, and root is not needed."""
+"""nginx, HAProxy, Prometheus and others as Debian has them: those of the machine, or fetched from its package sources and
+unpacked into build/debian, where they stay. Nothing is installed, and root is not needed."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ PACKAGES = {
     "usr/sbin/haproxy": ("haproxy",),
     "usr/bin/prometheus": ("prometheus",),
     "usr/bin/promtool": ("prometheus",),
+    "usr/bin/prometheus-blackbox-exporter": ("prometheus-blackbox-exporter",),
 }
 
 
@@ -42,7 +43,7 @@ class DebianProgram:
 
 
 def debian_program(name: str) -> DebianProgram:
-    """`nginx` (with its module for JavaScript), `haproxy`, `prometheus` or `promtool`.
+    """`nginx` (with its module for JavaScript), or another one of PACKAGES.
 
     Raises InstallError where it is not installed and cannot be fetched."""
     found = next(path for path in PACKAGES if Path(path).name == name)
