@@ -69,7 +69,7 @@ def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
     config = folder / "prometheus.yml"
     config.write_text(json.dumps({"global": often, "rule_files": [str(ALERTS)], "scrape_configs": [job]}))
     address = f"127.0.0.1:{free_ports(1)[0]}"
-    command = [program.path, f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
+    command = [str(program.path), f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [*command, f"--web.listen-address={address}"], stdout=log, stderr=log, env=program.environment
@@ -238,7 +238,7 @@ def test_the_model_that_alerts_take_for_ready_is_there_with_the_labels_that_they
 
 def test_the_exporter_s_module_sends_a_real_request(server: Server, tmp_path: Path) -> None:
     program, address = debian_program("prometheus-blackbox-exporter"), f"127.0.0.1:{free_ports(1)[0]}"
-    command = [program.path, f"--config.file={BLACKBOX}", f"--web.listen-address={address}"]
+    command = [str(program.path), f"--config.file={BLACKBOX}", f"--web.listen-address={address}"]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=program.environment)
 
