@@ -5,9 +5,11 @@ const NOT_NOW = /^\{"error":"(in ensemble '[^']*', )?UNAVAILABLE: /;
 // nginx has thrown the words of the 400 away. So the server is asked once more, and its answer read whole.
 async function refused(r) {
     const reply = await r.subrequest('/again' + r.uri, { method: 'POST' });
-    const words = reply.responseText || '{"error":"the server ended before it answered; it may have begun the request"}';
+    // It refused the request, so it has not begun it, and is gone since: 502 and 504 are nginx's own words.
+    const gone = reply.status == 502 || reply.status == 504 || !reply.responseText;
+    const words = gone ? '{"error":"UNAVAILABLE: the server is gone, please try again"}' : reply.responseText;
     const error = words.replace(/^data: /, '').trim();
-    if (reply.status == 400 && NOT_NOW.test(error)) {
+    if (gone || reply.status == 400 && NOT_NOW.test(error)) {
         r.headersOut['Retry-After'] = '1';
         answer(r, 503, error);
     } else {
