@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -22,7 +23,7 @@ import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from gptj_triton.bench.holding.outcomes import Ended, Outcome, StreamEnd, of_grpc, of_http
-from gptj_triton.bench.local_server import LocalServer
+from gptj_triton.bench.local_server import Addresses
 from gptj_triton.client import MODEL, STREAMING_MODEL
 
 PATIENCE = 60.0  # seconds after which a request counts as hanging
@@ -41,24 +42,39 @@ def tensors(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray[Any, Any]]:
 
 
 class Asker:
-    """A client of one server. Use it in `async with`."""
+    """A client of one server, or of a proxy. Use it in `async with`.
 
-    def __init__(self, server: LocalServer, patience: float = PATIENCE) -> None:
+    `sender` is the IP address that it sends from, if not any; `headers` go with each HTTP request."""
+
+    def __init__(
+        self,
+        server: Addresses,
+        patience: float = PATIENCE,
+        sender: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         self._server, self._patience = server, patience
+        self._sender, self._headers = sender, headers
 
     async def __aenter__(self) -> Asker:
-        connector = aiohttp.TCPConnector(limit=0, force_close=True)
-        self._http = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None))
-        # Without this a channel that failed to connect once waits up to two minutes before it tries again.
-        reconnect = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
-        self._grpc = triton.InferenceServerClient(self._server.grpc, channel_args=reconnect)
+        sender = (self._sender, 0) if self._sender else None
+        connector = aiohttp.TCPConnector(limit=0, force_close=True, local_addr=sender)
+        no_limit = aiohttp.ClientTimeout(total=None)
+        self._http = aiohttp.ClientSession(connector=connector, timeout=no_limit, headers=self._headers)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._http.close()
-        await self._grpc.close()
+        if "_grpc" in vars(self):
+            await self._grpc.close()
+
+    @functools.cached_property
+    def _grpc(self) -> triton.InferenceServerClient:
+        # Without this a channel that failed to connect once waits up to two minutes before it tries again.
+        reconnect = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
+        return triton.InferenceServerClient(self._server.grpc, channel_args=reconnect)
 
     @property
     def grpc_stub(self) -> Any:
@@ -71,7 +87,8 @@ class Asker:
 
         async def send() -> Ended:
             async with self._http.post(f"http://{self._server.http}/v2/{path}", data=data, **options) as response:
-                return of_http(response.status, await response.read())
+                ended = of_http(response.status, await response.read())
+                return replace(ended, retry_after=retry_after(response.headers))
 
         return await self.end(send(), leave_after)
 
@@ -85,11 +102,14 @@ class Asker:
             url = f"http://{self._server.http}/v2/models/{model}/generate_stream"
             async with self._http.post(url, json=fields) as response:
                 end = StreamEnd(response.status)
-                async for chunk in response.content.iter_any():
-                    end.feed(chunk)
-                    if leave_after_events is not None and end.events >= leave_after_events:
-                        return Ended(Outcome.LEFT)
-                return end.ended()
+                try:
+                    async for chunk in response.content.iter_any():
+                        end.feed(chunk)
+                        if leave_after_events is not None and end.events >= leave_after_events:
+                            return Ended(Outcome.LEFT)
+                except aiohttp.ClientPayloadError as error:
+                    return end.cut(f"{type(error).__name__} {error}")
+                return replace(end.ended(), retry_after=retry_after(response.headers))
 
         return await self.end(send())
 
@@ -163,6 +183,12 @@ class Asker:
         except (aiohttp.ClientError, OSError) as error:
             ended = Ended(Outcome.CUT, f"{type(error).__name__} {error}".strip())
         return replace(ended, seconds=time.monotonic() - started)
+
+
+def retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds that `Retry-After` tells to wait; 0 where it does not say, or names a date."""
+    text = headers.get("Retry-After", "")
+    return float(text) if text.isdecimal() else 0.0
 
 
 def grpc_inputs(arrays: dict[str, np.ndarray[Any, Any]]) -> list[Any]:
