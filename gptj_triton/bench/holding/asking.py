@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import ssl
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import replace
@@ -44,21 +45,24 @@ def tensors(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray[Any, Any]]:
 class Asker:
     """A client of one server, or of a proxy. Use it in `async with`.
 
-    `sender` is the IP address that it sends from, if not any; `headers` go with each HTTP request."""
+    Over HTTP it speaks TLS where there is `tls`, sends from the IP address `sender`, if given, and each time `headers`.
+    """
 
     def __init__(
         self,
         server: Addresses,
         patience: float = PATIENCE,
+        tls: ssl.SSLContext | None = None,
         sender: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self._server, self._patience = server, patience
-        self._sender, self._headers = sender, headers
+        self._url = f"{'https' if tls else 'http'}://{server.http}/v2"
+        self._tls, self._sender, self._headers = tls, sender, headers
 
     async def __aenter__(self) -> Asker:
         sender = (self._sender, 0) if self._sender else None
-        connector = aiohttp.TCPConnector(limit=0, force_close=True, local_addr=sender)
+        connector = aiohttp.TCPConnector(limit=0, force_close=True, local_addr=sender, ssl=self._tls or True)
         no_limit = aiohttp.ClientTimeout(total=None)
         self._http = aiohttp.ClientSession(connector=connector, timeout=no_limit, headers=self._headers)
         return self
@@ -86,7 +90,7 @@ class Asker:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
 
         async def send() -> Ended:
-            async with self._http.post(f"http://{self._server.http}/v2/{path}", data=data, **options) as response:
+            async with self._http.post(f"{self._url}/{path}", data=data, **options) as response:
                 ended = of_http(response.status, await response.read())
                 return replace(ended, retry_after=retry_after(response.headers))
 
@@ -99,7 +103,7 @@ class Asker:
         """A stream of events; the client leaves after so many, if that is given."""
 
         async def send() -> Ended:
-            url = f"http://{self._server.http}/v2/models/{model}/generate_stream"
+            url = f"{self._url}/models/{model}/generate_stream"
             async with self._http.post(url, json=fields) as response:
                 end = StreamEnd(response.status)
                 try:
@@ -163,7 +167,7 @@ class Asker:
 
     async def status(self, path: str, method: str = "GET", **options: Any) -> int:
         """The status of a request for /v2/PATH; 0 where none came within a second."""
-        url, seconds = f"http://{self._server.http}/v2/{path}", aiohttp.ClientTimeout(total=1.0)
+        url, seconds = f"{self._url}/{path}", aiohttp.ClientTimeout(total=1.0)
         with contextlib.suppress(aiohttp.ClientError, OSError, asyncio.TimeoutError):
             async with self._http.request(method, url, timeout=seconds, **options) as response:
                 return response.status

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import random
+import secrets
 import sys
 import tempfile
 import time
@@ -19,18 +20,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gptj_triton.api_key import http_header
 from gptj_triton.bench.holding.asking import Asker
 from gptj_triton.bench.holding.fleet_clients import Clients, make_questions, with_texts
 from gptj_triton.bench.holding.fleet_report import Event, Part
-from gptj_triton.bench.holding.members import Member, low_ports
+from gptj_triton.bench.holding.members import ALL, Member, low_ports
 from gptj_triton.bench.holding.processes import ENGINE, LAUNCHER, TRITON
-from gptj_triton.bench.holding.proxies import PROXIES, Proxy, running_proxy
+from gptj_triton.bench.holding.proxies import PROXIES, SERVERS, Proxy, running_proxy
 from gptj_triton.bench.local_server import ServerFailedError
 from gptj_triton.bench.machine import processor
 from gptj_triton.bench.results import make_result, write_json
 from gptj_triton.project import PROJECT
 
-ROLES = {LAUNCHER: "server killed", TRITON: "tritonserver killed", ENGINE: "engine killed"}
+ROLES = (ALL, TRITON, ENGINE, LAUNCHER, "stub preprocessing")
 NOTICED_SECONDS = 3.0  # a server that lost its engine says so within this time
 TAKEN_SECONDS = 60.0  # from ready until the proxy must have sent it a request
 PATIENCE = 120.0  # seconds after which a request counts as hanging
@@ -61,7 +63,7 @@ class Fleet:
         started, back = time.monotonic(), list[asyncio.Task[Event]]()
         for number in range(max(1, round(60 * minutes / every))):
             await asyncio.sleep(max(0.0, started + every * (number + 0.5) - time.monotonic()))
-            roles = roles or chance.sample(list(ROLES), len(ROLES))
+            roles = roles or chance.sample(ROLES, len(ROLES))
             member, role = chance.choice(await self._members_to_kill()), roles.pop()
             member.kill(role)
             back.append(asyncio.create_task(self._back(member, role)))
@@ -78,7 +80,7 @@ class Fleet:
         struck = time.monotonic()
         while await member.is_ready() and time.monotonic() < struck + NOTICED_SECONDS:
             await asyncio.sleep(0.02)
-        return await self._again(ROLES[role], member, struck)
+        return await self._again(f"{role} killed", member, struck)
 
     async def restart_all(self) -> list[Event]:
         """One server after the other, the next when the one before takes requests again."""
@@ -102,25 +104,30 @@ async def run(options: argparse.Namespace, folder: Path) -> list[Part]:
     parts: list[Part] = []
     async with contextlib.AsyncExitStack() as stack:
         ports = low_ports(3 * options.servers)
+        (key_file := folder / "server-key").write_text(server_key := secrets.token_hex(32))
+        key_file.chmod(0o600)
         members = []
         for number in range(options.servers):
             name = f"server{number + 1}"
             (temporary := folder / name).mkdir()
             log = options.json.parent / f"{name}.log"
-            members.append(Member(name, ports[3 * number :][:3], temporary, log, options.serve_arguments))
+            arguments = [f"--api-key-file={key_file}", "--drain-delay=2", *options.serve_arguments]
+            members.append(Member(name, ports[3 * number :][:3], temporary, log, arguments))
             await stack.enter_async_context(members[-1].kept())
         await asyncio.gather(*(member.becomes_ready() for member in members))
-        async with Asker(members[0].addresses, PATIENCE) as undisturbed:
+        async with Asker(members[0].addresses, PATIENCE, headers=http_header(server_key)) as undisturbed:
             questions = await with_texts(make_questions(options.seed), undisturbed)
         for name in options.proxy or PROXIES:
-            async with running_proxy(name, members, folder) as proxy, contextlib.AsyncExitStack() as clients:
-                # Each has an address of its own, as clients have: proxies count connections and requests by address.
-                askers = [
-                    await clients.enter_async_context(
-                        Asker(proxy.addresses, PATIENCE, sender=f"127.0.0.{number + 2}", headers=proxy.headers)
-                    )
-                    for number in range(options.clients)
-                ]
+            async with (
+                running_proxy(name, members, options.clients, server_key, folder / name) as proxy,
+                contextlib.AsyncExitStack() as clients,
+            ):
+                askers = []
+                for number, key in enumerate(proxy.keys):
+                    # Each has an address of its own, since proxies count connections and requests by address.
+                    sender, headers = f"127.0.0.{number + 2}", http_header(key)
+                    client = Asker(proxy.addresses, PATIENCE, proxy.tls, sender, headers)
+                    askers.append(await clients.enter_async_context(client))
                 fleet = Fleet(members, proxy, Clients(askers, questions, options.retries, options.seed))
                 kills = fleet.kill_at_random(options.minutes, options.kill_every, options.seed)
                 parts.append(await fleet.under_load("kills", kills, nothing_cut=False))
@@ -130,7 +137,7 @@ async def run(options: argparse.Namespace, folder: Path) -> list[Part]:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Kills servers behind a proxy under load, then restarts all in turn, and accounts for every request.",
+        description="Kills servers behind a proxy under load, restarts all in turn, and accounts for all requests.",
         epilog="Options of serve.py may follow after --.",
     )
     add = parser.add_argument
@@ -138,7 +145,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--proxy", choices=PROXIES, action="append", help=proxy_help)
     add("--minutes", type=float, default=3.0, metavar="N", help="of kills, behind each proxy; default: %(default)g")
     add("--kill-every", type=float, default=20.0, metavar="SECONDS", help="default: %(default)g")
-    add("--servers", type=int, default=3, metavar="N", help="2 to 16; default: %(default)s")
+    add("--servers", type=int, default=SERVERS, choices=range(2, SERVERS + 1), help="default: %(default)s")
     add("--clients", type=int, default=8, metavar="N", help="at a time, 1 to 200; default: %(default)s")
     add("--retries", type=int, default=1, metavar="N", help="of a client that sends again; default: %(default)s")
     add("--seed", type=int, default=1, metavar="N", help="of requests and kills; default: %(default)s")
@@ -148,8 +155,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not 0 < options.minutes <= 600 or not 1 <= options.kill_every <= 3600:
         parser.error("--minutes must be above 0 and at most 600, --kill-every 1 to 3600")
-    if not 2 <= options.servers <= 16 or not 1 <= options.clients <= 200 or not 0 <= options.retries <= 10:
-        parser.error("--servers must be 2 to 16, --clients 1 to 200, --retries 0 to 10")
+    if not 1 <= options.clients <= 200 or not 0 <= options.retries <= 10:
+        parser.error("--clients must be 1 to 200, --retries 0 to 10")
     return options
 
 

@@ -143,12 +143,12 @@ class Clients:
             while not stopped.is_set():
                 question = chance.choice(chance.choice(by_kind))
                 account.sent += 1
-                account.asked.append(await self._ask(asker, question))
+                account.asked.append(await self.ask(asker, question))
 
         chances = (random.Random(self.seed + number) for number in range(len(self.askers)))
         await asyncio.gather(*map(client, self.askers, chances))
 
-    async def _ask(self, asker: Asker, question: Question) -> Asked:
+    async def ask(self, asker: Asker, question: Question) -> Asked:
         started = time.monotonic()
         tries = [await question.ask(asker)]
         while tries[-1].may_retry and len(tries) <= self.retries:

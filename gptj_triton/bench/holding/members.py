@@ -17,14 +17,15 @@ from pathlib import Path
 import aiohttp
 import psutil
 
-from gptj_triton.bench.holding.processes import LAUNCHER, processes_by_role
+from gptj_triton.bench.holding.processes import processes_by_role
 from gptj_triton.bench.holding.readings import counted, read_metrics
 from gptj_triton.bench.local_server import SERVE, Addresses, ServerFailedError
 
+ALL = "server"
 FIRST_PORT = 20_000  # below those that the system gives to connections: another program never gets them meanwhile
-RESTART_SECONDS = 0.1  # systemd's RestartSec
+# As in the unit of docs/operations.md: RestartSec (systemd's default), RestartPreventExitStatus, TimeoutStopSec
+RESTART_SECONDS, BAD_OPTION, STOP_SECONDS = 0.1, 2, 60.0
 READY_SECONDS = 180.0
-STOP_SECONDS = 60.0  # systemd's TimeoutStopSec in docs/operations.md
 POLL_SECONDS = 0.1
 
 
@@ -51,12 +52,13 @@ class Member:
         # One thread each: with more, the engines of one machine get in each other's way.
         self._environment = {"OMP_NUM_THREADS": "1", **os.environ, "TMPDIR": str(folder)}
         self._log = log
+        log.unlink(missing_ok=True)
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = False
 
     @contextlib.asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
-        """Starts it, and starts it again whenever it ends, until the block does. Not ready yet when the block begins."""
+        """Starts it, and again whenever it ends, until the block does. It is not ready when that begins."""
         await self._start()
         keeping = asyncio.create_task(self._keep())
         try:
@@ -82,6 +84,8 @@ class Member:
             assert ended is not None
             await ended.wait()
             await asyncio.sleep(RESTART_SECONDS)
+            if ended.returncode == BAD_OPTION:
+                return
             if ended is self._process and not self._stopping:
                 await self._start()
 
@@ -93,14 +97,14 @@ class Member:
         try:
             return await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
         except asyncio.TimeoutError:
-            self.kill(LAUNCHER)
+            self.kill(ALL)
             return await self._process.wait()
 
     def kill(self, role: str) -> None:
-        """SIGKILL to one of its processes, or, for the launcher, to all of them."""
+        """SIGKILL to one of its processes, or to all of them."""
         assert self._process is not None
         found = processes_by_role(self._process.pid)
-        for process in found.values() if role == LAUNCHER else [found[role]] if role in found else []:
+        for process in found.values() if role == ALL else [found[role]] if role in found else []:
             with contextlib.suppress(psutil.Error):
                 process.kill()
 
@@ -129,8 +133,11 @@ class Member:
         """Waits for that, and returns the seconds that it took. Raises ServerFailedError."""
         started = time.monotonic()
         while not await self.is_ready():
-            if time.monotonic() > started + within:
-                raise ServerFailedError(f"{self.name} is not ready after {within:g} s; its log: {self._log}")
+            assert self._process is not None
+            if self._process.returncode == BAD_OPTION or time.monotonic() > started + within:
+                words = self._log.read_text(errors="replace").splitlines() or ["none"]
+                seconds = time.monotonic() - started
+                raise ServerFailedError(f"{self.name} is not ready after {seconds:.0f} s; its last words: {words[-1]}")
             await asyncio.sleep(POLL_SECONDS)
         return time.monotonic() - started
 

@@ -167,18 +167,21 @@ class StreamEnd:
     def ended(self) -> Ended:
         if self._status != 200:
             return of_http(self._status, self._plain)
-        begun = self.events > 1 or (self.events == 1 and "error" not in self._last)
         if self._broken or self._reader.rest.strip():
-            return Ended(Outcome.MALFORMED, self._broken or repr(self._reader.rest[:200]), begun=begun)
+            return Ended(Outcome.MALFORMED, self._broken or repr(self._reader.rest[:200]), begun=self._begun)
         if "error" in self._last:
-            return replace(of_error(200, str(self._last["error"])), answer=self._answer, begun=begun)
+            return replace(of_error(200, str(self._last["error"])), answer=self._answer, begun=self._begun)
         if not self._last.get("finish_reason"):
             return self.cut("a stream without its last event")
-        return Ended(Outcome.ANSWERED, answer=self._answer, begun=begun)
+        return Ended(Outcome.ANSWERED, answer=self._answer, begun=self._begun)
 
     def cut(self, words: str) -> Ended:
         """The end where the connection ended first."""
-        return Ended(Outcome.CUT, words, answer=self._answer, begun=self.events > 0)
+        return Ended(Outcome.CUT, words, answer=self._answer, begun=self._begun)
+
+    @property
+    def _begun(self) -> bool:
+        return self.events > ("error" in self._last)
 
     @property
     def _answer(self) -> dict[str, Any]:
