@@ -23,7 +23,7 @@ from typing import Any
 from gptj_triton.api_key import http_header
 from gptj_triton.bench.holding.asking import Asker
 from gptj_triton.bench.holding.fleet_clients import Clients, make_questions, with_texts
-from gptj_triton.bench.holding.fleet_report import Event, Part
+from gptj_triton.bench.holding.fleet_report import Event, Part, summary
 from gptj_triton.bench.holding.members import ALL, Member, low_ports
 from gptj_triton.bench.holding.processes import ENGINE, LAUNCHER, TRITON
 from gptj_triton.bench.holding.proxies import PROXIES, SERVERS, Proxy, running_proxy
@@ -170,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"fleet.py: {error}", file=sys.stderr)
         return 1
     broken = [each for part in parts for each in part.broken]
-    print(*parts, *(f"BROKEN: {each}" for each in broken), sep="\n\n")
+    print(*parts, summary(parts), *(f"BROKEN: {each}" for each in broken), sep="\n\n")
     facts: dict[str, Any] = {name: getattr(options, name) for name in ("minutes", "kill_every", "servers", "clients")}
     facts |= {"retries": options.retries, "seed": options.seed, "machine": processor(), "broken": broken}
     facts["events"] = [

@@ -11,6 +11,7 @@ from gptj_triton.bench.holding.fleet_clients import KINDS, STREAM_CUT, WRONG, Ac
 from gptj_triton.bench.holding.outcomes import Outcome
 
 ENDS = (*(outcome.value for outcome in Outcome), STREAM_CUT, WRONG)
+SERVED = (Outcome.ANSWERED.value, Outcome.REFUSED.value, Outcome.LEFT.value)
 NOT_SERVED = (Outcome.UNAVAILABLE.value, Outcome.CUT.value)
 # Of these none may come, whatever is killed.
 NEVER = (WRONG, Outcome.FAILED.value, Outcome.MALFORMED.value, Outcome.HUNG.value)
@@ -97,6 +98,29 @@ class Part:
             lines += ["", "What was not served, each try by itself:"]
             lines += [f"{n:>7} {text}" for text, n in words.most_common()]
         return "\n".join(lines)
+
+
+def summary(parts: Sequence[Part]) -> str:
+    """In Markdown: what became of the requests, how long clients waited, and when servers were back."""
+    lines = ["| proxy, part | requests | served at once | when sent again | lost or wrong | streams cut |", "| --- " * 6 + "|"]
+    for part in parts:
+        lasts, count = part.account.lasts(), len(part.account.asked)
+        at_once, served = (sum(ends[each] for each in SERVED) for ends in (part.account.firsts(), lasts))
+        cells = [count, at_once, served - at_once, count - served - lasts[STREAM_CUT], lasts[STREAM_CUT]]
+        lines.append(f"| {part.proxy}, {part.name} | {' | '.join(map(str, cells))} |")
+    lines += ["", "| a client waited, median and worst s | " + " | ".join(f"{p.proxy}, {p.name}" for p in parts) + " |"]
+    lines.append("| --- " * (1 + len(parts)) + "|")
+    for kind in KINDS:
+        rows = [next((row for row in part.rows if row.request == kind), None) for part in parts]
+        if any(row and row.worst_s for row in rows):
+            waits = (f"{row.median_s:.2f}, {row.worst_s:.1f}" if row else "" for row in rows)
+            lines.append(f"| {kind} | {' | '.join(waits)} |")
+    lines += ["", "| a server | times | took requests again after s, median and worst |", "| --- | --- | --- |"]
+    events = [event for part in parts for event in part.events]
+    for what in sorted({event.what for event in events}):
+        taken = [event.taken_s for event in events if event.what == what and event.taken_s is not None] or [0.0]
+        lines.append(f"| {what} | {len(taken)} | {median(taken):.1f}, {max(taken):.1f} |")
+    return "\n".join(lines)
 
 
 def table(rows: Sequence[Row], ends: Sequence[dict[str, int]], more: Sequence[str] = ()) -> Iterable[str]:

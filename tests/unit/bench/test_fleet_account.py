@@ -21,7 +21,7 @@ from gptj_triton.bench.holding.fleet_clients import (
     Question,
     make_questions,
 )
-from gptj_triton.bench.holding.fleet_report import Event, Part
+from gptj_triton.bench.holding.fleet_report import Event, Part, summary
 from gptj_triton.bench.holding.outcomes import Ended, Outcome
 
 ANSWER = Question("answer, 16 tokens", {}, "a king")
@@ -102,6 +102,9 @@ def test_a_part_in_which_all_was_served_in_the_end_broke_nothing() -> None:
     assert together.first == {"unavailable": 1, "answered": 1, STREAM_CUT: 1}
     assert together.last == {"answered": 2, STREAM_CUT: 1}
     assert "server1" in str(part)
+    assert "| nginx, kills | 3 | 1 | 1 | 0 | 1 |" in summary([part])
+    assert "| answer, 16 tokens | 2.00, 3.0 |" in summary([part])
+    assert "| restarted | 1 | 1.2, 1.2 |" in summary([part])
 
 
 @pytest.mark.parametrize(
