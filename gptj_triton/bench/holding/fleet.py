@@ -23,12 +23,13 @@ from typing import Any
 from gptj_triton.api_key import http_header
 from gptj_triton.bench.holding.asking import Asker
 from gptj_triton.bench.holding.fleet_clients import Clients, make_questions, with_texts
+from gptj_triton.bench.holding.fleet_proxy import Proxy, running_proxy
 from gptj_triton.bench.holding.fleet_report import Event, Part, summary
 from gptj_triton.bench.holding.members import ALL, Member, low_ports
 from gptj_triton.bench.holding.processes import ENGINE, LAUNCHER, TRITON
-from gptj_triton.bench.holding.proxies import PROXIES, SERVERS, Proxy, running_proxy
 from gptj_triton.bench.local_server import ServerFailedError
 from gptj_triton.bench.machine import processor
+from gptj_triton.bench.proxies import PROXIES, SERVERS
 from gptj_triton.bench.results import make_result, write_json
 from gptj_triton.project import PROJECT
 

@@ -102,7 +102,10 @@ class Part:
 
 def summary(parts: Sequence[Part]) -> str:
     """In Markdown: what became of the requests, how long clients waited, and when servers were back."""
-    lines = ["| proxy, part | requests | served at once | when sent again | lost or wrong | streams cut |", "| --- " * 6 + "|"]
+    lines = [
+        "| proxy, part | requests | served at once | when sent again | lost or wrong | streams cut |",
+        "| --- " * 6 + "|",
+    ]
     for part in parts:
         lasts, count = part.account.lasts(), len(part.account.asked)
         at_once, served = (sum(ends[each] for each in SERVED) for ends in (part.account.firsts(), lasts))
