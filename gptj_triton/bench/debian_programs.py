@@ -1,4 +1,4 @@
-"""nginx, HAProxy and Prometheus as Debian has them: those of the machine, or fetched from its package sources and unpacked
+"""nginx, HAProxy and Prometheus as Debian has them: the machine's own, or fetched from its package sources and unpacked
 into build/debian, where they stay. Nothing is installed, and root is not needed."""
 
 from __future__ import annotations

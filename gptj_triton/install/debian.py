@@ -59,7 +59,7 @@ def unpack(packages: list[str], pattern: str, folder: Path) -> Path:
 
 
 def unpack_all(packages: Iterable[str], folder: Path) -> Path:
-    """A directory somewhere in `folder` with the files of `packages`, and of what they depend on and the machine lacks."""
+    """A directory somewhere in `folder` with the files of `packages` and of what they need and the machine lacks."""
     work = Path(tempfile.mkdtemp(dir=folder))
     apt = [*_apt(work), "-oDir::State::status=/var/lib/dpkg/status"]
     with contextlib.suppress(InstallError):  # a source that fails is no failure where another has the packages

@@ -65,7 +65,7 @@ def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
     config = folder / "prometheus.yml"
     config.write_text(json.dumps({"global": {"scrape_interval": "500ms"}, "scrape_configs": [job]}))
     address = f"127.0.0.1:{free_ports(1)[0]}"
-    command = [program.path, f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
+    command = [str(program.path), f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [*command, f"--web.listen-address={address}"], stdout=log, stderr=log, env=program.environment

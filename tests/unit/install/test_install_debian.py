@@ -25,7 +25,7 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AddPackage:
     folder = tmp_path / "archive"
     folder.mkdir()
     (folder / "Packages").touch()
-    (tmp_path / "sources").write_text(f"deb [trusted=yes] file:{folder} ./\n")
+    (tmp_path / "sources").write_text(f"deb [trusted=yes] copy:{folder} ./\n")
     config = tmp_path / "apt.conf"
     config.write_text(f'Dir::Etc::SourceList "{tmp_path}/sources"; Dir::Etc::SourceParts "/dev/null";\n')
     monkeypatch.setenv("APT_CONFIG", str(config))
