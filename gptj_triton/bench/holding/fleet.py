@@ -26,14 +26,15 @@ from gptj_triton.bench.holding.fleet_clients import Clients, make_questions, wit
 from gptj_triton.bench.holding.fleet_proxy import Proxy, running_proxy
 from gptj_triton.bench.holding.fleet_report import Event, Part, summary
 from gptj_triton.bench.holding.members import ALL, Member, low_ports
-from gptj_triton.bench.holding.processes import ENGINE, LAUNCHER, TRITON
+from gptj_triton.bench.holding.processes import ENGINE, TRITON
 from gptj_triton.bench.local_server import ServerFailedError
 from gptj_triton.bench.machine import processor
 from gptj_triton.bench.proxies import PROXIES, SERVERS
 from gptj_triton.bench.results import make_result, write_json
 from gptj_triton.project import PROJECT
 
-ROLES = (ALL, TRITON, ENGINE, LAUNCHER, "stub preprocessing")
+# Where the launcher alone is killed, systemd and containers kill the rest.
+ROLES = (ALL, TRITON, ENGINE, "stub preprocessing")
 NOTICED_SECONDS = 3.0  # a server that lost its engine says so within this time
 TAKEN_SECONDS = 60.0  # from ready until the proxy must have sent it a request
 PATIENCE = 120.0  # seconds after which a request counts as hanging
