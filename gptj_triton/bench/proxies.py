@@ -3,6 +3,7 @@ their own, with what an operator sets in them. Starts nothing, and knows nothing
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -138,5 +139,7 @@ def _nginx(
         text = text.replace(old, new)
     config.write_text(text)
     command = [str(program.path), "-p", str(folder), "-c", str(config), "-e", "stderr"]
-    command += ["-g", f"pid {folder}/pid; daemon off;"]
+    # Workers of root's nginx are another user's, who cannot reach a directory of root.
+    user = "" if os.getuid() else "user root; "
+    command += ["-g", f"{user}pid {folder}/pid; daemon off;"]
     return Proxy(command, program.environment, addresses[0], addresses[1], folder / "tls.crt", folder / "log")
