@@ -16,8 +16,9 @@ SECONDS = 300.0  # it takes 40 s where nothing else runs
 
 @pytest.mark.timeout(SECONDS)
 def test_behind_a_proxy_no_request_is_lost_when_a_server_is_killed_or_restarted(tmp_path: Path) -> None:
-    short = ["--servers=2", "--clients=4", "--minutes=0.05", "--kill-every=3", "--proxy=haproxy"]
+    short = ["--servers=2", "--clients=4", "--minutes=0.05", "--kill-every=3", "--longest=16", "--proxy=haproxy"]
     command = [sys.executable, str(PROJECT / "tools" / "fleet.py"), *short, f"--json={tmp_path / 'fleet.json'}"]
+    command += ["--", "--drain-delay=1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "fleet.json").read_text())

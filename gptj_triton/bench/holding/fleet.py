@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import random
 import secrets
+import signal
 import sys
 import tempfile
 import time
@@ -104,6 +105,10 @@ class Fleet:
 async def run(options: argparse.Namespace, folder: Path) -> list[Part]:
     """All parts behind all proxies, with servers of their own. Raises ServerFailedError."""
     parts: list[Part] = []
+    this = asyncio.current_task()
+    assert this is not None
+    for each in (signal.SIGINT, signal.SIGTERM):  # the servers would go on otherwise
+        asyncio.get_running_loop().add_signal_handler(each, this.cancel)
     async with contextlib.AsyncExitStack() as stack:
         ports = low_ports(3 * options.servers)
         (key_file := folder / "server-key").write_text(server_key := secrets.token_hex(32))
@@ -118,7 +123,7 @@ async def run(options: argparse.Namespace, folder: Path) -> list[Part]:
             await stack.enter_async_context(members[-1].kept())
         await asyncio.gather(*(member.becomes_ready() for member in members))
         async with Asker(members[0].addresses, PATIENCE, headers=http_header(server_key)) as undisturbed:
-            questions = await with_texts(make_questions(options.seed), undisturbed)
+            questions = await with_texts(make_questions(options.seed, options.longest), undisturbed)
         for name in options.proxy or PROXIES:
             async with (
                 running_proxy(name, members, options.clients, server_key, folder / name) as proxy,
@@ -150,6 +155,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--servers", type=int, default=SERVERS, choices=range(2, SERVERS + 1), help="default: %(default)s")
     add("--clients", type=int, default=8, metavar="N", help="at a time, 1 to 200; default: %(default)s")
     add("--retries", type=int, default=1, metavar="N", help="of a client that sends again; default: %(default)s")
+    longest_help = "leave out answers and streams of more tokens; default: %(default)s"
+    add("--longest", type=int, default=300, metavar="TOKENS", help=longest_help)
     add("--seed", type=int, default=1, metavar="N", help="of requests and kills; default: %(default)s")
     json_help = "the result; logs of the servers stand beside it (default: build/fleet/fleet.json)"
     add("--json", type=Path, default=PROJECT / "build" / "fleet" / "fleet.json", metavar="FILE", help=json_help)
@@ -157,8 +164,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not 0 < options.minutes <= 600 or not 1 <= options.kill_every <= 3600:
         parser.error("--minutes must be above 0 and at most 600, --kill-every 1 to 3600")
-    if not 1 <= options.clients <= 200 or not 0 <= options.retries <= 10:
-        parser.error("--clients must be 1 to 200, --retries 0 to 10")
+    if not 1 <= options.clients <= 200 or not 0 <= options.retries <= 10 or options.longest < 1:
+        parser.error("--clients must be 1 to 200, --retries 0 to 10, --longest 1 or more")
     return options
 
 
@@ -168,6 +175,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="gptj-fleet-", dir="/tmp") as folder:
             parts = asyncio.run(run(options, Path(folder)))
+    except asyncio.CancelledError:
+        return 130
     except (ServerFailedError, OSError, ValueError) as error:
         print(f"fleet.py: {error}", file=sys.stderr)
         return 1

@@ -16,6 +16,7 @@ from gptj_triton.bench.holding.asking import Asker
 from gptj_triton.bench.holding.load import BAD, LEFT, prompt
 from gptj_triton.bench.holding.outcomes import Ended, Outcome
 
+LEFT_TOKENS = 300  # of which nobody waits for the end
 VARIANTS = 6  # of each right request
 TOKENS = {"answer, 1 token": 1, "answer, 16 tokens": 16, "answer, 100 tokens": 100}
 STREAM_TOKENS = {"stream, 16 tokens": 16, "stream, 100 tokens": 100, "stream, 300 tokens": 300}
@@ -50,12 +51,14 @@ class Question:
         return WRONG if not right else STREAM_CUT if ended.begun and ended.is_not_served else ended.outcome.value
 
 
-def make_questions(seed: int) -> list[Question]:
-    """Without their texts."""
+def make_questions(seed: int, longest: int) -> list[Question]:
+    """Without their texts; answers have `longest` tokens at most."""
     chance = random.Random(seed)
     found = []
     for kind in KINDS:
-        tokens = TOKENS.get(kind) or STREAM_TOKENS.get(kind) or 300
+        tokens = {**TOKENS, **STREAM_TOKENS}.get(kind, LEFT_TOKENS)
+        if tokens > longest and kind in (*TOKENS, *STREAM_TOKENS):
+            continue
         for _ in range(VARIANTS):
             fields = {"text_input": prompt(chance), "max_tokens": tokens, "min_tokens": tokens, "temperature": 1.0}
             fields |= {"top_p": 1.5 if kind == REFUSED else 0.9, "seed": chance.randrange(2**32)}
@@ -137,7 +140,8 @@ class Clients:
 
     async def run(self, account: Account, stopped: asyncio.Event) -> None:
         """Until `stopped`, and returns when every question has an end."""
-        by_kind = [[each for each in self.questions if each.kind == kind] for kind in KINDS]
+        kinds = sorted({each.kind for each in self.questions})
+        by_kind = [[each for each in self.questions if each.kind == kind] for kind in kinds]
 
         async def client(asker: Asker, chance: random.Random) -> None:
             while not stopped.is_set():

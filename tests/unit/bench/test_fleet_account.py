@@ -124,11 +124,14 @@ def test_what_is_lost_wrong_or_never_back_is_told(part: Part, words: str) -> Non
 
 
 def test_questions_are_the_same_for_the_same_seed_and_of_every_kind() -> None:
-    assert make_questions(3) == make_questions(3) != make_questions(4)
-    assert {question.kind for question in make_questions(3)} == set(KINDS)
+    assert make_questions(3, 300) == make_questions(3, 300) != make_questions(4, 300)
+    assert {question.kind for question in make_questions(3, 300)} == set(KINDS)
+    assert {question.kind for question in make_questions(3, 1)} == {"answer, 1 token", LEAVES, REFUSED}
 
 
-@pytest.mark.parametrize("option", ["--minutes=0", "--kill-every=0", "--servers=1", "--clients=0", "--retries=-1"])
+@pytest.mark.parametrize(
+    "option", ["--minutes=0", "--kill-every=0", "--servers=1", "--clients=0", "--retries=-1", "--longest=0"]
+)
 def test_a_value_out_of_range_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_arguments([option])
