@@ -47,6 +47,7 @@ class Supervisor:
         run: RunDirectory,
         restarts: Restarts,
         start_timeout: float,
+        drain_delay: float,
         drain_timeout: float,
         exit_timeout: float,
     ) -> None:
@@ -57,6 +58,7 @@ class Supervisor:
         self._run = run
         self._restarts = restarts
         self._start_timeout = start_timeout
+        self._drain_delay = drain_delay
         self._drain_timeout = drain_timeout
         self._exit_timeout = exit_timeout
         self._server: TritonProcess | None = None
@@ -148,9 +150,10 @@ class Supervisor:
             return False
         log.say("stopping when all requests are answered; a second signal kills")
         self._readiness.say(False)
-        draining = Draining(self._run.engines, self._drain_timeout)
         cut = True
         try:
+            self._wait_until(lambda: False, self._drain_delay)
+            draining = Draining(self._run.engines, self._drain_timeout)
             self._wait_until(lambda: draining.is_over, self._drain_timeout + EXTRA_STOP_SECONDS)
             engines_cut = draining.cut > 0
             connections = Connections(self._server.pid, self._ports)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import ssl
 import subprocess
@@ -104,9 +105,8 @@ def end(answer: Callable[[socket.socket], None]) -> Iterator[tuple[Behind, list[
             if b"/v2/health/" in head:
                 connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
                 return
-            while b"\r\ncontent-length: %d\r\n" % len(body) not in head.lower() + b"\r\n":
-                if not (piece := connection.recv(1 << 20)):
-                    break
+            length = re.search(rb"\r\ncontent-length: *(\d+)", head.lower())
+            while length and len(body) < int(length[1]) and (piece := connection.recv(1 << 20)):
                 request, body = request + piece, body + piece
             received.append(request)
             answer(connection)

@@ -4,6 +4,7 @@ what a client sees when a server cannot answer."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import shutil
 import socket
@@ -158,6 +159,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any], int, str]] = {
         400,
         "more than 128 keys",
     ),
+    "keys after many strings": (
+        GENERATE,
+        {"data": b'{"a":["' + b'\\\\ ","' * 9000 + b'"]' + b',"a":0' * 128},
+        400,
+        "128 keys",
+    ),
     "keys with quotes": (GENERATE, {"data": b"{" + b'"\\":\\\\" :0,' * 200 + b"}"}, 400, "more than 128 keys"),
     "many headers": (GENERATE, {"data": b"{}", "headers": {f"h{i}": "a" * 900 for i in range(40)}}, 431, "16 KiB"),
     "a large header": (GENERATE, {"data": b"{}", "headers": {"a": "a" * 40_000}}, 431, "16 KiB"),
@@ -242,6 +249,28 @@ def test_what_a_server_gets(name: str, tmp_path: Path) -> None:
     assert not {*map(str.lower, headers), "transfer-encoding", "x-too-many-keys"} & set(sent)
 
 
+def test_a_body_in_chunks_arrives_whole_or_is_refused(name: str, tmp_path: Path) -> None:
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+
+    body = bytes(range(256)) * 256
+    headers = "".join(f"\r\nH{number}: {'a' * 1000}" for number in range(14))
+    sizes = [len(body), 1000, 1, len(body)]
+    with end(answer) as (one, received), running(name, [one] * SERVERS, tmp_path, rate=1000) as proxy:
+        wait_until(lambda: proxy.ask("/v2/health/ready", method="GET").ok, "ready server")
+        for size, more in zip(sizes, ["", "", headers, headers], strict=True):
+            pieces = [body[start : start + size] for start in range(0, len(body), size)]
+            chunks = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+            head = f"POST {GENERATE} HTTP/1.1\r\nTransfer-Encoding: chunked{more}"
+            status, text = proxy.send(head, chunks + b"0\r\n\r\n")
+            if size == 1 and name == "nginx":
+                assert (status, "too many chunks" in text) == (413, True), text
+            else:
+                assert (status, received.pop().partition(b"\r\n\r\n")[2] == body) == (200, True), text
+        assert proxy.send(head, b"10001\r\n" + body + b"a\r\n0\r\n\r\n")[0] == 413
+    assert received == []
+
+
 def test_pieces_of_a_stream_come_as_they_are_sent(name: str, tmp_path: Path) -> None:
     def answer(connection: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -315,10 +344,15 @@ def full(server: Server) -> Iterator[None]:
         sent = []
         for count in (1, 2):
             sent.append(pool.submit(requests.post, url, json=LONG, headers=headers, stream=True, timeout=60))
-            wait_until(lambda count=count: load(server)["gptj_num_requests_active"] == count, "request that is taken")
+            taken = functools.partial(_has_taken, server, count)
+            wait_until(taken, f"{count} requests that are taken")
         yield
         for each in sent:  # the second begins when the first has ended
             each.result().close()
+
+
+def _has_taken(server: Server, count: int) -> bool:
+    return load(server)["gptj_num_requests_active"] == count
 
 
 def test_a_full_server_is_503_and_another_takes_its_requests(
