@@ -13,7 +13,7 @@ PIP := TMPDIR="$(CURDIR)/$(VENV)" $(BIN)/python -m pip install --quiet --disable
 # The exit status of pytest where ARGS leaves no test.
 NONE_CHOSEN := 5
 
-.PHONY: serve test test-gpu test-bare lint configs perf bench compare clients soak faults fuzz clean
+.PHONY: serve test test-gpu test-bare lint configs perf bench compare clients soak faults fuzz fleet clean
 
 # Serves the embedded model, or what ARGS says: make serve ARGS="--model EleutherAI/gpt-j-6b --device cuda"
 serve: $(INSTALLED)
@@ -75,6 +75,11 @@ faults: $(INSTALLED)-bench
 # 10,000 inputs of any kind over both protocols, and those that chance does not find. make fuzz ARGS="--inputs 500"
 fuzz: $(INSTALLED)-fuzz
 	$(BIN)/python tools/fuzz.py $(ARGS)
+
+# Three servers behind nginx, then behind HAProxy: one is killed every 20 s under load, then all are restarted in turn.
+# make fleet ARGS="--proxy haproxy --minutes 1"
+fleet: $(INSTALLED)-bench
+	$(BIN)/python tools/fleet.py $(ARGS)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import json, subprocess, sys, venv; sys.exit(sys.version_info < (3, 7))' 2>/dev/null || \

@@ -112,6 +112,7 @@ def serve(options: Options, run: RunDirectory) -> int:
             run,
             Restarts(options.max_restarts, options.restart_window),
             options.start_timeout,
+            options.drain_delay,
             options.drain_timeout,
             options.exit_timeout,
         )

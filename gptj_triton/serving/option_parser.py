@@ -100,6 +100,8 @@ def parser() -> OneLineParser:
     add("--engine-python", default="python3", metavar="PROGRAM", help="the Python that has torch (default: this one)")
     timeout_help = "end the start where a model is not ready after so long (default: 1800)"
     add("--start-timeout", type=positive, default=1800, metavar="SECONDS", help=timeout_help)
+    delay_help = "how long it then says that it is not ready and still takes requests, for proxies to see (default: 0)"
+    add("--drain-delay", type=seconds, default=0.0, metavar="SECONDS", help=delay_help)
     drain_help = "how long requests may go on after a signal to stop (default: 30)"
     add("--drain-timeout", type=seconds, default=30.0, metavar="SECONDS", help=drain_help)
     restart_help = "how often tritonserver is started again when it dies, within --restart-window (default: 10)"

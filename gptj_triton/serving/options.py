@@ -64,6 +64,7 @@ class Options:
     print_command: bool
     server_arguments: tuple[str, ...]
     start_timeout: int  # seconds
+    drain_delay: float  # seconds
     drain_timeout: float  # seconds
     max_restarts: int
     restart_window: float  # seconds

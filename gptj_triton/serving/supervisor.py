@@ -49,6 +49,7 @@ class Supervisor:
         run: RunDirectory,
         restarts: Restarts,
         start_timeout: float,
+        drain_delay: float,
         drain_timeout: float,
         exit_timeout: float,
     ) -> None:
@@ -59,6 +60,7 @@ class Supervisor:
         self._run = run
         self._restarts = restarts
         self._start_timeout = start_timeout
+        self._drain_delay = drain_delay
         self._drain_timeout = drain_timeout
         self._exit_timeout = exit_timeout
         self._server: TritonProcess | None = None
@@ -154,15 +156,16 @@ class Supervisor:
         if self._server.has_ended or not self._ready_at:  # it is not ready again yet: nobody waits for an answer
             return False
         log.say("stopping when all requests are answered; a second signal kills")
-        self._readiness.say(False)  # before the first request is refused
-        draining = Draining(self._run.engines, self._drain_timeout)
+        draining: Draining | None = None
 
         def is_over() -> bool:
-            self._readiness.say(False)  # where Triton has not heard it yet
-            return draining.is_over
+            self._readiness.say(False)  # again, where Triton has not heard it yet
+            return draining is not None and draining.is_over
 
         cut = True
         try:
+            self._wait_until(is_over, self._drain_delay)
+            draining = Draining(self._run.engines, self._drain_timeout)
             self._wait_until(is_over, self._drain_timeout + EXTRA_STOP_SECONDS)
             engines_cut = draining.cut > 0
             connections = Connections(self._server.pid, self._ports)

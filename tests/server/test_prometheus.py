@@ -1,31 +1,33 @@
-"""What a real Prometheus reads of a real server: what was sent is what is counted, and the dashboard asks for nothing
-else.
+"""What a real Prometheus reads of a real server: what was sent is what is counted, the dashboard asks for nothing else,
+and no alert is wrong about a server that is well.
 
-Prometheus comes from the machine's own package sources, as Debian's package, and is not installed."""
+Prometheus and its exporter are Debian's."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
+from gptj_triton.bench.debian_programs import debian_program
 from gptj_triton.client import Client, ServerError
 from gptj_triton.engine.metrics import METRICS, PREFIX
-from gptj_triton.install.debian import unpack
 from gptj_triton.project import PROJECT
 from tests.server.conftest import CLOSE, Server, free_ports, wait_until
 
 PROMPT = "Once upon a time"
 PROMPT_TOKENS = 4
 DASHBOARD = PROJECT / "deploy" / "grafana.json"
+ALERTS = PROJECT / "deploy" / "prometheus" / "rules.yml"
+BLACKBOX = PROJECT / "deploy" / "prometheus" / "blackbox.yml"
 VARIABLES = {"$__rate_interval": "1m", "$instance": ".*"}
 
 
@@ -60,14 +62,17 @@ class Prometheus:
 @pytest.fixture(scope="module")
 def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     folder = tmp_path_factory.mktemp("prometheus")
-    program = shutil.which("prometheus") or unpack(["prometheus"], "bin/prometheus", folder)
+    program = debian_program("prometheus")
     job = {"job_name": "gptj", "static_configs": [{"targets": [server.metrics_url]}]}
+    often = {"scrape_interval": "500ms", "evaluation_interval": "1s"}
     config = folder / "prometheus.yml"
-    config.write_text(json.dumps({"global": {"scrape_interval": "500ms"}, "scrape_configs": [job]}))
+    config.write_text(json.dumps({"global": often, "rule_files": [str(ALERTS)], "scrape_configs": [job]}))
     address = f"127.0.0.1:{free_ports(1)[0]}"
-    command = [str(program), f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
+    command = [str(program.path), f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([*command, f"--web.listen-address={address}"], stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [*command, f"--web.listen-address={address}"], stdout=log, stderr=log, env=program.environment
+        )
     try:
         started = Prometheus(f"http://{address}")
 
@@ -203,23 +208,67 @@ def expressions() -> list[str]:
     return found
 
 
-def test_the_dashboard_asks_for_what_there_is(prometheus: Prometheus) -> None:
-    names = set(prometheus.ask("label/__name__/values"))
-    for expression in expressions():
-        assert "$" not in expression, "a variable that is not known here"
-        prometheus.query(expression)  # it is parsed, or the answer is no success
-        asked = set(re.findall(rf"\b(?:{PREFIX}|nv_)\w+", expression))
-        assert asked <= names, expression
+def test_each_query_of_the_dashboard_answers_with_data(server: Server, prometheus: Prometheus) -> None:
+    sent = Sent(server)
+    sent.whole(max_tokens=5)  # whatever ran before
+    sent.stream(max_tokens=5)
+    sent.wrong(max_tokens=0)
+    assert all("$" not in expression for expression in expressions()), "a variable that is not known here"
+
+    def silent() -> list[str]:
+        """A histogram's quantile is a number only where something was observed within the rate's minute."""
+        found = {expression: prometheus.query(expression) for expression in expressions()}
+        return [expression for expression, series in found.items() if all(each["value"][1] == "NaN" for each in series)]
+
+    try:
+        wait_until(lambda: not silent(), "data", 20)
+    except AssertionError:
+        assert silent() == []  # says where
+        raise
 
 
-def test_the_alerts_of_the_operations_page_are_understood(prometheus: Prometheus) -> None:
-    table = (
-        (PROJECT / "docs" / "operations.md").read_text().partition("# Alerts to begin with\n")[2].partition("\n## ")[0]
+def test_no_rule_fails_and_no_alert_waits_to_fire_at_a_server_that_is_well(prometheus: Prometheus) -> None:
+    def rules() -> list[dict[str, Any]]:
+        return [rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]
+
+    wait_until(lambda: all(rule["health"] != "unknown" for rule in rules()), "evaluation")
+    assert [rule for rule in rules() if rule["health"] != "ok"] == []
+    of_the_machine = {"GptjMachineMemory", "GptjMemoryGrows"}  # other programs use it, too
+    assert {rule["name"] for rule in rules() if rule.get("state", "inactive") != "inactive"} <= of_the_machine
+    assert prometheus.value("gptj:servers_ready:ratio") == 1
+
+
+def test_the_model_that_alerts_take_for_ready_is_there_with_the_labels_that_they_join(prometheus: Prometheus) -> None:
+    assert (
+        len(prometheus.query('gptj_num_requests_max and on (job, instance) nv_inference_count{model="engine_ready"}'))
+        == 1
     )
-    alerts = re.findall(r"^\| `(.*?)`", table, re.M)
-    assert len(alerts) >= 5
-    for expression in alerts:
-        assert prometheus.query(expression) == [], expression
+
+
+def test_the_exporter_s_module_sends_a_real_request(server: Server, tmp_path: Path) -> None:
+    program, address = debian_program("prometheus-blackbox-exporter"), f"127.0.0.1:{free_ports(1)[0]}"
+    command = [str(program.path), f"--config.file={BLACKBOX}", f"--web.listen-address={address}"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=program.environment)
+
+    def succeeds(target: str) -> bool | None:
+        """What it says of a target; None while it does not listen."""
+        query = {"module": "gptj_answers", "target": target}
+        try:
+            answer = requests.get(f"http://{address}/probe", params=query, timeout=15).text
+        except requests.ConnectionError:
+            return None
+        return re.search(r"^probe_success 1$", answer, re.M) is not None
+
+    models = f"http://{server.http_url}/v2/models"
+    try:
+        wait_until(lambda: succeeds(f"{models}/ensemble/generate") is not None, "the exporter")
+        assert succeeds(f"{models}/ensemble/generate")
+        assert not succeeds(f"{models}/no-such-model/generate")
+        assert not succeeds(f"{models}/ensemble/ready")
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def test_the_dashboard_shows_what_is_counted(prometheus: Prometheus) -> None:

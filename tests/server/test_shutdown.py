@@ -134,6 +134,17 @@ def test_an_error_comes_behind_the_pieces_of_its_stream(
     assert [line for line in lines if "Model 'ensemble_stream'" in line and "in-flight" in line] == []
 
 
+def test_a_server_that_is_to_stop_takes_requests_until_proxies_have_seen_it(launch: Launch) -> None:
+    server = launch("--drain-delay=3").wait_until_ready()
+    server.process.send_signal(signal.SIGTERM)
+    begun = time.monotonic()
+    wait_until(lambda: not is_ready(server), "sign of draining", 2.0)
+    while time.monotonic() < begun + 2.5:
+        assert stream(server, 2)["finish_reason"] == "length"
+    assert server.wait() == 0
+    assert time.monotonic() > begun + 3
+
+
 def test_with_enough_time_all_finish(launch: Launch) -> None:
     server = launch().wait_until_ready()
     with ThreadPoolExecutor(STREAMS) as pool:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
+import ssl
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -22,7 +24,7 @@ import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from gptj_triton.bench.holding.outcomes import Ended, Outcome, StreamEnd, of_grpc, of_http
-from gptj_triton.bench.local_server import LocalServer
+from gptj_triton.bench.local_server import Addresses
 from gptj_triton.client import MODEL, STREAMING_MODEL
 
 PATIENCE = 60.0  # seconds after which a request counts as hanging
@@ -41,24 +43,42 @@ def tensors(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray[Any, Any]]:
 
 
 class Asker:
-    """A client of one server. Use it in `async with`."""
+    """A client of one server, or of a proxy. Use it in `async with`.
 
-    def __init__(self, server: LocalServer, patience: float = PATIENCE) -> None:
+    Over HTTP it speaks TLS where there is `tls`, sends from the IP address `sender`, if given, and each time `headers`.
+    """
+
+    def __init__(
+        self,
+        server: Addresses,
+        patience: float = PATIENCE,
+        tls: ssl.SSLContext | None = None,
+        sender: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         self._server, self._patience = server, patience
+        self._url = f"{'https' if tls else 'http'}://{server.http}/v2"
+        self._tls, self._sender, self._headers = tls, sender, headers
 
     async def __aenter__(self) -> Asker:
-        connector = aiohttp.TCPConnector(limit=0, force_close=True)
-        self._http = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None))
-        # Without this a channel that failed to connect once waits up to two minutes before it tries again.
-        reconnect = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
-        self._grpc = triton.InferenceServerClient(self._server.grpc, channel_args=reconnect)
+        sender = (self._sender, 0) if self._sender else None
+        connector = aiohttp.TCPConnector(limit=0, force_close=True, local_addr=sender, ssl=self._tls or True)
+        no_limit = aiohttp.ClientTimeout(total=None)
+        self._http = aiohttp.ClientSession(connector=connector, timeout=no_limit, headers=self._headers)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._http.close()
-        await self._grpc.close()
+        if "_grpc" in vars(self):
+            await self._grpc.close()
+
+    @functools.cached_property
+    def _grpc(self) -> triton.InferenceServerClient:
+        # Without this a channel that failed to connect once waits up to two minutes before it tries again.
+        reconnect = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
+        return triton.InferenceServerClient(self._server.grpc, channel_args=reconnect)
 
     @property
     def grpc_stub(self) -> Any:
@@ -70,8 +90,9 @@ class Asker:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
 
         async def send() -> Ended:
-            async with self._http.post(f"http://{self._server.http}/v2/{path}", data=data, **options) as response:
-                return of_http(response.status, await response.read())
+            async with self._http.post(f"{self._url}/{path}", data=data, **options) as response:
+                ended = of_http(response.status, await response.read())
+                return replace(ended, retry_after=retry_after(response.headers))
 
         return await self.end(send(), leave_after)
 
@@ -82,14 +103,17 @@ class Asker:
         """A stream of events; the client leaves after so many, if that is given."""
 
         async def send() -> Ended:
-            url = f"http://{self._server.http}/v2/models/{model}/generate_stream"
+            url = f"{self._url}/models/{model}/generate_stream"
             async with self._http.post(url, json=fields) as response:
                 end = StreamEnd(response.status)
-                async for chunk in response.content.iter_any():
-                    end.feed(chunk)
-                    if leave_after_events is not None and end.events >= leave_after_events:
-                        return Ended(Outcome.LEFT)
-                return end.ended()
+                try:
+                    async for chunk in response.content.iter_any():
+                        end.feed(chunk)
+                        if leave_after_events is not None and end.events >= leave_after_events:
+                            return Ended(Outcome.LEFT)
+                except aiohttp.ClientPayloadError as error:
+                    return end.cut(f"{type(error).__name__} {error}")
+                return replace(end.ended(), retry_after=retry_after(response.headers))
 
         return await self.end(send())
 
@@ -143,7 +167,7 @@ class Asker:
 
     async def status(self, path: str, method: str = "GET", **options: Any) -> int:
         """The status of a request for /v2/PATH; 0 where none came within a second."""
-        url, seconds = f"http://{self._server.http}/v2/{path}", aiohttp.ClientTimeout(total=1.0)
+        url, seconds = f"{self._url}/{path}", aiohttp.ClientTimeout(total=1.0)
         with contextlib.suppress(aiohttp.ClientError, OSError, asyncio.TimeoutError):
             async with self._http.request(method, url, timeout=seconds, **options) as response:
                 return response.status
@@ -163,6 +187,12 @@ class Asker:
         except (aiohttp.ClientError, OSError) as error:
             ended = Ended(Outcome.CUT, f"{type(error).__name__} {error}".strip())
         return replace(ended, seconds=time.monotonic() - started)
+
+
+def retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds that `Retry-After` tells to wait; 0 where it does not say, or names a date."""
+    text = headers.get("Retry-After", "")
+    return float(text) if text.isdecimal() else 0.0
 
 
 def grpc_inputs(arrays: dict[str, np.ndarray[Any, Any]]) -> list[Any]:

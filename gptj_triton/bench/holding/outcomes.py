@@ -9,7 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -19,6 +19,7 @@ from gptj_triton.errors import UNAVAILABLE
 STUB_IS_DEAD = "is not healthy"  # Triton's own, from a stub's end until it is replaced
 # Triton's own too, as INTERNAL or 500, for tensors for which a region has no room; it does not reach a model.
 NO_ROOM = "Failed to increase the shared memory pool size"
+NOBODY = (502, 503, 504)  # a proxy's words for a server that is not there or does not answer; 503 is a server's too
 # Triton's own JSON parser answers 500 to what is a client's mistake. It reads a key up to a NUL, and then does not find
 # it. Source: triton common, include/triton/common/triton_json.h; server, src/http_server.cc
 PARSER = re.compile(
@@ -43,12 +44,25 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class Ended:
-    """The end of one request: how, in which words, `seconds` after it was sent."""
+    """The end of one request: how, in which words, `seconds` after it was sent. `answer` is the last part of an answer;
+    of a stream, and of what came of one that was cut, it has all of the text."""
 
     outcome: Outcome
     words: str = ""
     seconds: float = 0.0
     answer: Mapping[str, Any] = field(default_factory=dict)
+    begun: bool = False  # a part of a stream had come
+    retry_after: float = 0.0  # seconds, where the server says so
+
+    @property
+    def is_not_served(self) -> bool:
+        """Whether the request is right as far as one knows, and has no whole answer."""
+        return self.outcome in (Outcome.UNAVAILABLE, Outcome.CUT)
+
+    @property
+    def may_retry(self) -> bool:
+        """Whether a client may send the request again: it is not served, and nothing of its answer has come."""
+        return self.is_not_served and not self.begun
 
     def __str__(self) -> str:
         return f"{self.outcome.value} {self.words}".strip()
@@ -124,7 +138,7 @@ def of_http(status: int, body: bytes) -> Ended:
 def of_error(status: int, message: str) -> Ended:
     """The end of a request by an error of HTTP, or one inside a stream (status 200)."""
     words = f"{status} {message}"
-    if UNAVAILABLE in message or STUB_IS_DEAD in message or status == 503:
+    if UNAVAILABLE in message or STUB_IS_DEAD in message or status in NOBODY:
         return Ended(Outcome.UNAVAILABLE, words)
     if status >= 500 and status != 501 and NO_ROOM not in message and not PARSER.search(message):
         return Ended(Outcome.FAILED, words)
@@ -138,6 +152,7 @@ class StreamEnd:
         self.events = 0
         self._status, self._reader = status, EventReader()
         self._last: dict[str, Any] = {}
+        self._text = ""
         self._broken: str | None = None
         self._plain = b""
 
@@ -149,6 +164,7 @@ class StreamEnd:
             for event in self._reader.feed(chunk):
                 self.events += 1
                 self._last = event
+                self._text += str(event.get("text_output", ""))
         except ValueError as error:
             self._broken = str(error)
 
@@ -156,12 +172,24 @@ class StreamEnd:
         if self._status != 200:
             return of_http(self._status, self._plain)
         if self._broken or self._reader.rest.strip():
-            return Ended(Outcome.MALFORMED, self._broken or repr(self._reader.rest[:200]))
+            return Ended(Outcome.MALFORMED, self._broken or repr(self._reader.rest[:200]), begun=self._begun)
         if "error" in self._last:
-            return of_error(200, str(self._last["error"]))
+            return replace(of_error(200, str(self._last["error"])), answer=self._answer, begun=self._begun)
         if not self._last.get("finish_reason"):
-            return Ended(Outcome.CUT, "a stream without its last event")
-        return Ended(Outcome.ANSWERED, answer=self._last)
+            return self.cut("a stream without its last event")
+        return Ended(Outcome.ANSWERED, answer=self._answer, begun=self._begun)
+
+    def cut(self, words: str) -> Ended:
+        """The end where the connection ended first."""
+        return Ended(Outcome.CUT, words, answer=self._answer, begun=self._begun)
+
+    @property
+    def _begun(self) -> bool:
+        return self.events > ("error" in self._last)
+
+    @property
+    def _answer(self) -> dict[str, Any]:
+        return {**self._last, "text_output": self._text}
 
 
 def of_grpc(status: str, message: str) -> Ended:

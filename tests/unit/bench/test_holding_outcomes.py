@@ -18,6 +18,7 @@ from gptj_triton.bench.holding.soak import Sample, check_ledger, slopes
         (400, b'{"error":"top_p is 2"}', Outcome.REFUSED),
         (400, b'{"error":"in ensemble \'ensemble\', UNAVAILABLE: the engine is down"}', Outcome.UNAVAILABLE),
         (503, b'{"error":"the engine is down"}', Outcome.UNAVAILABLE),
+        (502, b'{"error":"no server answered"}', Outcome.UNAVAILABLE),
         (500, b'{"error":"failed to parse the request JSON buffer: Invalid value. at 0"}', Outcome.REFUSED),
         (500, b'{"error":"parameter key \'a\' was not found in the JSON"}', Outcome.REFUSED),
         (500, b'{"error":"Converting keyword: parameter key \'\\n\' was not found in the JSON"}', Outcome.REFUSED),
@@ -59,6 +60,23 @@ def test_a_stream_may_come_in_any_parts() -> None:
     for part in (b'data: {"finish_', b'reason":""}\n\nda', b'ta: {"finish_reason":"length"}\n\n'):
         stream.feed(part)
     assert (stream.events, stream.ended().outcome) == (2, Outcome.ANSWERED)
+
+
+def test_what_has_begun_may_not_be_sent_again() -> None:
+    text, error = b'data: {"text_output":"a","finish_reason":""}\n\n', b'data: {"error":"UNAVAILABLE: ends"}\n\n'
+    for events, may_retry in ([], True), ([text], False), ([error], True), ([text, error], False):
+        stream = StreamEnd(200)
+        for event in events:
+            stream.feed(event)
+        assert stream.cut("the connection ended").may_retry == stream.ended().may_retry == may_retry
+
+
+def test_a_stream_has_the_text_of_all_its_events() -> None:
+    stream = StreamEnd(200)
+    stream.feed(
+        b'data: {"text_output":"a ","finish_reason":""}\n\ndata: {"text_output":"king","finish_reason":"stop"}\n\n'
+    )
+    assert stream.ended().answer == {"text_output": "a king", "finish_reason": "stop"}
 
 
 def test_bytes_of_a_connection_are_an_answer_only_when_it_is_whole() -> None:
