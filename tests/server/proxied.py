@@ -94,7 +94,7 @@ def running(name: str, servers: Sequence[Behind], folder: Path, **settings: Any)
 
 
 @contextlib.contextmanager
-def end(answer: Callable[[socket.socket], None]) -> Iterator[tuple[Behind, list[bytes]]]:
+def end(answer: Callable[[socket.socket], None], health: str = "200 OK") -> Iterator[tuple[Behind, list[bytes]]]:
     """What a proxy sends to a server, but for health checks: each request as it came. `answer` answers it."""
     received: list[bytes] = []
 
@@ -103,7 +103,7 @@ def end(answer: Callable[[socket.socket], None]) -> Iterator[tuple[Behind, list[
             request = connection.recv(1 << 20)
             head, _, body = request.partition(b"\r\n\r\n")
             if b"/v2/health/" in head:
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                connection.sendall(f"HTTP/1.1 {health}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
                 return
             length = re.search(rb"\r\ncontent-length: *(\d+)", head.lower())
             while length and len(body) < int(length[1]) and (piece := connection.recv(1 << 20)):

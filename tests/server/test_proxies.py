@@ -381,7 +381,7 @@ def test_an_error_of_a_model_keeps_its_status_and_words(proxy: Running) -> None:
 
 
 def test_a_request_that_may_have_been_begun_is_not_sent_again(name: str, tmp_path: Path) -> None:
-    with end(lambda connection: None) as (one, received), running(name, [one] * SERVERS, tmp_path) as proxy:
+    with end(answers_nothing) as (one, received), running(name, [one] * SERVERS, tmp_path) as proxy:
         wait_until(lambda: proxy.ask("/v2/health/ready", method="GET").ok, "ready server")
         response = proxy.generate()
     assert (response.status_code, len(received)) == (502, 1)
@@ -394,6 +394,21 @@ def test_without_any_server(name: str, tmp_path: Path) -> None:
             for response in (proxy.generate(), proxy.ask("/v2/health/ready", method="GET")):
                 assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
                 assert response.json()["error"].startswith("UNAVAILABLE: ")
+
+
+def test_the_proxy_is_ready_as_long_as_a_server_is(name: str, tmp_path: Path) -> None:
+    with (
+        end(answers_nothing, "400 Bad Request") as (unready, received),
+        running(name, [unready] * SERVERS, tmp_path) as proxy,
+    ):
+        wait_until(lambda: not proxy.ask("/v2/health/ready", method="GET").ok, "server that is known to be unready")
+        if name == "haproxy":  # nginx asks no server before it sends a request there
+            assert proxy.generate().status_code == 503
+            assert received == []
+
+
+def answers_nothing(connection: socket.socket) -> None:
+    """It closes the connection."""
 
 
 def test_half_a_request_ends(proxy: Running, half_request: tuple[socket.socket, float]) -> None:
