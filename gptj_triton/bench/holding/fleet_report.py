@@ -30,7 +30,7 @@ class Event:
 
     def __str__(self) -> str:
         times = [f"{name} {'never' if s is None else f'{s:.1f} s'}" for name, s in self._times]
-        return f"{self.what:<22} {self.server:<10} " + ", ".join(times)
+        return f"{self.what:<26} {self.server:<10} " + ", ".join(times)
 
     @property
     def _times(self) -> list[tuple[str, float | None]]:

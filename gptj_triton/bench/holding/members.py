@@ -145,8 +145,9 @@ class Member:
         """Waits until it has answered one more request, and returns the seconds that it took; None where none comes."""
         started, before = time.monotonic(), await self._answered()
         while time.monotonic() < started + within:
-            if await self._answered() > before:
+            if (now := await self._answered()) > before:
                 return time.monotonic() - started
+            before = min(before, now)  # a new tritonserver counts from 0
             await asyncio.sleep(POLL_SECONDS)
         return None
 
