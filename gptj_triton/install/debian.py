@@ -3,8 +3,10 @@ their signatures, dpkg unpacks them, and nothing is installed."""
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from gptj_triton.install.interpreter import Interpreter, library_name
@@ -42,18 +44,8 @@ def unpack_pip(folder: Path) -> Path:
 def unpack(packages: list[str], pattern: str, folder: Path) -> Path:
     """The file that matches `pattern` in the first of `packages` (`NAME` or `NAME=VERSION`) that can be fetched."""
     work = Path(tempfile.mkdtemp(dir=folder))
-    # Lists of its own: the machine's may be old or empty, and only root may renew them.
-    (work / "lists" / "partial").mkdir(parents=True)
-    options = {
-        "Dir::State": work,
-        # As if nothing were installed, so that a version which the archive has no longer is never chosen.
-        "Dir::State::status": "/dev/null",
-        "Dir::Cache": work,
-        "Acquire::Languages": "none",
-        "Acquire::http::Timeout": 30,
-        "Acquire::https::Timeout": 30,
-    }
-    apt = ["apt-get", "-qq", *(f"-o{name}={value}" for name, value in options.items())]
+    # As if nothing were installed, so that a version which the archive has no longer is never chosen.
+    apt = [*_apt(work), "-oDir::State::status=/dev/null"]
     errors = []
     for command in [["update"], *(["download", package] for package in packages)]:
         try:
@@ -64,3 +56,31 @@ def unpack(packages: list[str], pattern: str, folder: Path) -> Path:
             run("dpkg-deb", "--extract", archive, work / "files")
             return next((work / "files").rglob(pattern))
     raise InstallError(f"apt fetches no {packages[-1]}: {errors[0] if errors else ''}")
+
+
+def unpack_all(packages: Iterable[str], folder: Path) -> Path:
+    """A directory somewhere in `folder` with the files of `packages`, and of what they depend on and the machine lacks."""
+    work = Path(tempfile.mkdtemp(dir=folder))
+    apt = [*_apt(work), "-oDir::State::status=/var/lib/dpkg/status"]
+    with contextlib.suppress(InstallError):  # a source that fails is no failure where another has the packages
+        run(*apt, "update")
+    run(*apt, "--yes", "--no-install-recommends", "--reinstall", "--download-only", "install", *packages)
+    for archive in (work / "archives").glob("*.deb"):
+        run("dpkg-deb", "--extract", archive, work / "files")
+    return work / "files"
+
+
+def _apt(work: Path) -> list[str]:
+    """An apt with lists and downloads of its own in `work`: the machine's may be old or empty, and only root may renew
+    them."""
+    for kind in ("lists", "archives"):
+        (work / kind / "partial").mkdir(parents=True)
+    options = {
+        "Dir::State": work,
+        "Dir::Cache": work,
+        "Debug::NoLocking": 1,
+        "Acquire::Languages": "none",
+        "Acquire::http::Timeout": 30,
+        "Acquire::https::Timeout": 30,
+    }
+    return ["apt-get", "-qq", *(f"-o{name}={value}" for name, value in options.items())]

@@ -1,13 +1,12 @@
 """What a real Prometheus reads of a real server: what was sent is what is counted, and the dashboard asks for nothing
 else.
 
-Prometheus comes from the machine's own package sources, as Debian's package, and is not installed."""
+Prometheus is Debian's."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
@@ -17,10 +16,10 @@ from typing import Any
 import pytest
 import requests
 
+from gptj_triton.bench.debian_programs import debian_program
 from gptj_triton.bench.local_server import free_ports
 from gptj_triton.client import Client, ServerError
 from gptj_triton.engine.metrics import METRICS, PREFIX
-from gptj_triton.install.debian import unpack
 from gptj_triton.project import PROJECT
 from tests.server.conftest import CLOSE, Server, wait_until
 
@@ -61,14 +60,16 @@ class Prometheus:
 @pytest.fixture(scope="module")
 def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     folder = tmp_path_factory.mktemp("prometheus")
-    program = shutil.which("prometheus") or unpack(["prometheus"], "bin/prometheus", folder)
+    program = debian_program("prometheus")
     job = {"job_name": "gptj", "static_configs": [{"targets": [server.metrics_url]}]}
     config = folder / "prometheus.yml"
     config.write_text(json.dumps({"global": {"scrape_interval": "500ms"}, "scrape_configs": [job]}))
     address = f"127.0.0.1:{free_ports(1)[0]}"
-    command = [str(program), f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
+    command = [program.path, f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([*command, f"--web.listen-address={address}"], stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [*command, f"--web.listen-address={address}"], stdout=log, stderr=log, env=program.environment
+        )
     try:
         started = Prometheus(f"http://{address}")
 

@@ -16,12 +16,12 @@ from gptj_triton.install.programs import InstallError
 
 pytestmark = pytest.mark.skipif(not shutil.which("apt-get"), reason="there is no apt here")
 PYTHON = describe()._replace(version="3.12", prefix="/usr")
-AddPackage = Callable[[str, str, str], None]
+AddPackage = Callable[..., None]
 
 
 @pytest.fixture
 def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AddPackage:
-    """An archive that is the only source of apt; the function adds the package NAME of VERSION with one empty file."""
+    """An archive that is the only source of apt; the function adds the package NAME of VERSION with one small file."""
     folder = tmp_path / "archive"
     folder.mkdir()
     (folder / "Packages").touch()
@@ -30,12 +30,13 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AddPackage:
     config.write_text(f'Dir::Etc::SourceList "{tmp_path}/sources"; Dir::Etc::SourceParts "/dev/null";\n')
     monkeypatch.setenv("APT_CONFIG", str(config))
 
-    def add(name: str, version: str, file: str) -> None:
+    def add(name: str, version: str, file: str, depends: str = "dpkg") -> None:
         tree = tmp_path / f"{name}_{version}"
         (tree / file).parent.mkdir(parents=True)
         (tree / file).write_text(version)
         (tree / "DEBIAN").mkdir()
-        control = f"Package: {name}\nVersion: {version}\nArchitecture: all\nMaintainer: A <a@b.c>\nDescription: a\n"
+        control = f"Package: {name}\nVersion: {version}\nArchitecture: all\nMaintainer: A <a@b.c>\n"
+        control += f"Depends: {depends}\nDescription: a\n"
         (tree / "DEBIAN" / "control").write_text(control)
         package = folder / f"{name}_{version}_all.deb"
         subprocess.run(["dpkg-deb", "--build", tree, package], check=True, stdout=subprocess.DEVNULL)
@@ -81,6 +82,18 @@ def test_pip_is_fetched_as_a_wheel(archive: AddPackage, tmp_path: Path) -> None:
 def test_a_package_that_cannot_be_fetched_is_named(archive: AddPackage, tmp_path: Path) -> None:
     with pytest.raises(InstallError, match=r"apt fetches no python3-pip-whl: .*python3-pip-whl"):
         debian.unpack_pip(tmp_path)
+
+
+def test_packages_come_with_what_they_need_and_the_machine_lacks(archive: AddPackage, tmp_path: Path) -> None:
+    archive("a-proxy", "1.0", "usr/sbin/a-proxy", depends="a-library, dpkg")
+    archive("a-library", "2.0", "usr/lib/a-library.so")
+    archive("a-module", "3.0", "usr/lib/a-module.so")
+    archive("of-no-use", "4.0", "usr/lib/of-no-use.so")
+    files = debian.unpack_all(["a-proxy", "a-module"], tmp_path)
+    found = {path.name: path.read_text() for path in files.rglob("*") if path.is_file()}
+    assert found == {"a-proxy": "1.0", "a-library.so": "2.0", "a-module.so": "3.0"}
+    with pytest.raises(InstallError, match="no-such-package"):
+        debian.unpack_all(["no-such-package"], tmp_path)
 
 
 def test_versions_are_dpkgs() -> None:
