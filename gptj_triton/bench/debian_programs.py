@@ -1,5 +1,5 @@
-"""nginx, HAProxy, Prometheus and runc as Debian has them: those of the machine, or fetched from its package sources and
-unpacked into build/debian, where they stay. Nothing is installed, and root is not needed."""
+"""nginx, HAProxy, Prometheus and others as Debian has them: those of the machine, or fetched from its package sources
+and unpacked into build/debian, where they stay. Nothing is installed, and root is not needed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ PACKAGES = {
     "usr/sbin/haproxy": ("haproxy",),
     "usr/bin/prometheus": ("prometheus",),
     "usr/bin/promtool": ("prometheus",),
+    "usr/bin/prometheus-blackbox-exporter": ("prometheus-blackbox-exporter",),
     "usr/sbin/runc": ("runc",),
+    # The system calls that container engines allow by default.
     "usr/share/containers/seccomp.json": ("golang-github-containers-common",),
 }
 
@@ -44,8 +46,7 @@ class DebianProgram:
 
 
 def debian_program(name: str) -> DebianProgram:
-    """`nginx` (with its module for JavaScript), `haproxy`, `prometheus`, `promtool`, `runc`, or `seccomp.json`, the
-    system calls that container engines allow by default.
+    """`nginx` (with its module for JavaScript), or another one of PACKAGES.
 
     Raises InstallError where it is not installed and cannot be fetched."""
     found = next(path for path in PACKAGES if Path(path).name == name)

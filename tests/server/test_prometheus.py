@@ -1,7 +1,7 @@
-"""What a real Prometheus reads of a real server: what was sent is what is counted, and the dashboard asks for nothing
-else.
+"""What a real Prometheus reads of a real server: what was sent is what is counted, the dashboard asks for nothing else,
+and no alert is wrong about a server that is well.
 
-Prometheus is Debian's."""
+Prometheus and its exporter are Debian's."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,8 @@ from tests.server.conftest import CLOSE, Server, wait_until
 PROMPT = "Once upon a time"
 PROMPT_TOKENS = 4
 DASHBOARD = PROJECT / "deploy" / "grafana.json"
+ALERTS = PROJECT / "deploy" / "prometheus" / "rules.yml"
+BLACKBOX = PROJECT / "deploy" / "prometheus" / "blackbox.yml"
 VARIABLES = {"$__rate_interval": "1m", "$instance": ".*"}
 
 
@@ -62,10 +65,11 @@ def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
     folder = tmp_path_factory.mktemp("prometheus")
     program = debian_program("prometheus")
     job = {"job_name": "gptj", "static_configs": [{"targets": [server.metrics_url]}]}
+    often = {"scrape_interval": "500ms", "evaluation_interval": "1s"}
     config = folder / "prometheus.yml"
-    config.write_text(json.dumps({"global": {"scrape_interval": "500ms"}, "scrape_configs": [job]}))
+    config.write_text(json.dumps({"global": often, "rule_files": [str(ALERTS)], "scrape_configs": [job]}))
     address = f"127.0.0.1:{free_ports(1)[0]}"
-    command = [program.path, f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
+    command = [str(program.path), f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [*command, f"--web.listen-address={address}"], stdout=log, stderr=log, env=program.environment
@@ -214,14 +218,48 @@ def test_the_dashboard_asks_for_what_there_is(prometheus: Prometheus) -> None:
         assert asked <= names, expression
 
 
-def test_the_alerts_of_the_operations_page_are_understood(prometheus: Prometheus) -> None:
-    table = (
-        (PROJECT / "docs" / "operations.md").read_text().partition("# Alerts to begin with\n")[2].partition("\n## ")[0]
+def test_no_rule_fails_and_no_alert_waits_to_fire_at_a_server_that_is_well(prometheus: Prometheus) -> None:
+    def rules() -> list[dict[str, Any]]:
+        return [rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]
+
+    wait_until(lambda: all(rule["health"] != "unknown" for rule in rules()), "evaluation")
+    assert [rule for rule in rules() if rule["health"] != "ok"] == []
+    of_the_machine = {"GptjMachineMemory", "GptjMemoryGrows"}  # other programs use it, too
+    assert {rule["name"] for rule in rules() if rule.get("state", "inactive") != "inactive"} <= of_the_machine
+    assert prometheus.value("gptj:servers_ready:ratio") == 1
+
+
+def test_the_model_that_alerts_take_for_ready_is_there_with_the_labels_that_they_join(prometheus: Prometheus) -> None:
+    assert (
+        len(prometheus.query('gptj_num_requests_max and on (job, instance) nv_inference_count{model="engine_ready"}'))
+        == 1
     )
-    alerts = re.findall(r"^\| `(.*?)`", table, re.M)
-    assert len(alerts) >= 5
-    for expression in alerts:
-        assert prometheus.query(expression) == [], expression
+
+
+def test_the_exporter_s_module_sends_a_real_request(server: Server, tmp_path: Path) -> None:
+    program, address = debian_program("prometheus-blackbox-exporter"), f"127.0.0.1:{free_ports(1)[0]}"
+    command = [str(program.path), f"--config.file={BLACKBOX}", f"--web.listen-address={address}"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=program.environment)
+
+    def succeeds(target: str) -> bool | None:
+        """What it says of a target; None while it does not listen."""
+        query = {"module": "gptj_answers", "target": target}
+        try:
+            answer = requests.get(f"http://{address}/probe", params=query, timeout=15).text
+        except requests.ConnectionError:
+            return None
+        return re.search(r"^probe_success 1$", answer, re.M) is not None
+
+    models = f"http://{server.http_url}/v2/models"
+    try:
+        wait_until(lambda: succeeds(f"{models}/ensemble/generate") is not None, "the exporter")
+        assert succeeds(f"{models}/ensemble/generate")
+        assert not succeeds(f"{models}/no-such-model/generate")
+        assert not succeeds(f"{models}/ensemble/ready")
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def test_the_dashboard_shows_what_is_counted(prometheus: Prometheus) -> None:
