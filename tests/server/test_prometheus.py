@@ -22,6 +22,7 @@ from gptj_triton.bench.local_server import free_ports
 from gptj_triton.client import Client, ServerError
 from gptj_triton.engine.metrics import METRICS, PREFIX
 from gptj_triton.project import PROJECT
+from tests.manifests import KSERVE, KUBERNETES, one, read_manifests, render
 from tests.server.conftest import CLOSE, Server, wait_until
 
 PROMPT = "Once upon a time"
@@ -216,6 +217,26 @@ def test_the_dashboard_asks_for_what_there_is(prometheus: Prometheus) -> None:
         prometheus.query(expression)  # it is parsed, or the answer is no success
         asked = set(re.findall(rf"\b(?:{PREFIX}|nv_)\w+", expression))
         assert asked <= names, expression
+
+
+def autoscalers_queries() -> Iterator[str]:
+    """What KEDA, KServe and prometheus-adapter ask Prometheus for."""
+    for trigger in one(render("cpu", ["autoscaling-keda"]), "ScaledObject")["spec"]["triggers"]:
+        yield trigger["metadata"]["query"]
+    [service] = read_manifests(KSERVE / "inference-service.yaml")
+    for metric in service["spec"]["predictor"]["autoScaling"]["metrics"]:
+        yield metric["external"]["metric"]["query"]
+    [values] = read_manifests(KUBERNETES / "components" / "autoscaling-hpa" / "prometheus-adapter.yaml")
+    [rule] = values["rules"]["custom"]
+    for metric in one(render("cpu", ["autoscaling-hpa"]), "HorizontalPodAutoscaler")["spec"]["metrics"]:
+        query = rule["metricsQuery"].replace("<<.Series>>", metric["pods"]["metric"]["name"])
+        yield query.replace("<<.LabelMatchers>>", 'pod="a"').replace("<<.GroupBy>>", "pod")
+
+
+def test_what_autoscalers_ask_for_is_there(prometheus: Prometheus) -> None:
+    for query in autoscalers_queries():
+        assert prometheus.query(query) == [], "labels of a cluster"
+        assert len(prometheus.query(re.sub(r"\{.*?\}", "", query))) == 1, query
 
 
 def test_no_rule_fails_and_no_alert_waits_to_fire_at_a_server_that_is_well(prometheus: Prometheus) -> None:

@@ -1,5 +1,5 @@
-"""A JSON schema of KServe's objects, made of the models in its package. The package itself cannot be imported beside ours:
-it needs another protobuf. Of Kubernetes' own objects inside them the schema is kubernetes-validate's."""
+"""A JSON schema of KServe's objects, made of the models in its package. The package itself cannot be imported here: it
+needs another protobuf than Triton's clients. Kubernetes' own objects inside are as kubernetes-validate has them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LONG_NAMES = {
 
 
 def check(thing: Object, release: str) -> None:
-    """Raises jsonschema.ValidationError where an object of KServe is not as its models and Kubernetes `release` have it."""
+    """Raises jsonschema.ValidationError where an object is not as KServe and a `release` of Kubernetes have it."""
     version = thing["apiVersion"].rpartition("/")[2].capitalize()
     jsonschema.Draft202012Validator(_schema(f"{version}{thing['kind']}", release)).validate(thing)
 

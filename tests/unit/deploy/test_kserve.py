@@ -9,9 +9,20 @@ import pytest
 
 from gptj_triton.engine.metrics import METRICS, PREFIX
 from gptj_triton.serving.options import Options, read_options
-from tests.manifests import KSERVE, Object, quantity, read_manifests
+from tests.manifests import (
+    KSERVE,
+    RELEASES,
+    STOP_SECONDS,
+    Object,
+    allowed,
+    one,
+    pod_of,
+    quantity,
+    read_manifests,
+    render,
+    server_of,
+)
 from tests.unit.deploy.kserve_schema import check
-from tests.unit.deploy.test_kubernetes import RELEASES, STOP_SECONDS, allowed, pod_of, render, server_of
 
 FILES = sorted(KSERVE.glob("*.yaml"))
 HTTP_PORT = 8080  # where KServe sends HTTP to a container that names no port
@@ -94,13 +105,8 @@ def test_an_inference_service_names_the_runtime_and_a_format_that_it_has(name: s
     assert (model["modelFormat"]["name"], model["modelFormat"]["version"]) in formats
     assert model["protocolVersion"] in runtime["protocolVersions"]
     assert quantity(model["resources"]["limits"]["nvidia.com/gpu"]) == options_of(runtime).tensor_para_size
-    target = next(
-        each["value"]
-        for each in next(each for each in render("gpu") if each["kind"] == "Job")["spec"]["template"]["spec"][
-            "containers"
-        ][0]["env"]
-        if each["name"] == "TARGET"
-    )
+    [fetch] = one(render("gpu"), "Job", "gptj-weights")["spec"]["template"]["spec"]["containers"]
+    target = next(each["value"] for each in fetch["env"] if each["name"] == "TARGET")
     assert model["storageUri"] == f"pvc://gptj-models/{target.removeprefix('/models/')}"
 
 
@@ -111,7 +117,7 @@ def test_the_deployment_s_pods_have_the_time_to_drain(runtime: Object) -> None:
 
 
 def test_keda_gets_the_queries_and_thresholds_that_kserve_allows() -> None:
-    """As its webhook and its reconciler for KEDA read them (pkg/apis/serving/v1beta1, validateScalingKedaCompExtension)."""
+    """As its webhook reads them: validateScalingKedaCompExtension in pkg/apis/serving/v1beta1."""
     service = read("inference-service.yaml")
     annotations = service["metadata"]["annotations"]
     assert annotations["serving.kserve.io/deploymentMode"] == "Standard"
@@ -126,7 +132,7 @@ def test_keda_gets_the_queries_and_thresholds_that_kserve_allows() -> None:
         assert METRICS[name].kind == "gauge"
         assert f'pod=~"{service["metadata"]["name"]}-predictor-.*"' in metric["external"]["metric"]["query"]
         found[PREFIX + name] = metric["external"]["target"]["value"]
-    [keda] = [each for each in render("gpu", ["autoscaling-keda"]) if each["kind"] == "ScaledObject"]
+    keda = one(render("gpu", ["autoscaling-keda"]), "ScaledObject")
     thresholds = [each["metadata"]["threshold"] for each in keda["spec"]["triggers"]]
     assert list(found.values()) == thresholds
 

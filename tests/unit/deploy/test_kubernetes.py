@@ -15,7 +15,20 @@ from cloudcoil.models.prometheus_operator.v1 import PodMonitor
 from gptj_triton.engine.metrics import METRICS, PREFIX
 from gptj_triton.project import PROJECT
 from gptj_triton.serving.options import Options, read_options
-from tests.manifests import KUBERNETES, Object, of_kind, one, pod_templates, quantity, render
+from tests.manifests import (
+    KUBERNETES,
+    RELEASES,
+    STOP_SECONDS,
+    Object,
+    allowed,
+    of_kind,
+    one,
+    pod_of,
+    pod_templates,
+    quantity,
+    render,
+    server_of,
+)
 
 # What users may choose: an overlay as it is, or with components.
 VARIANTS = {
@@ -25,8 +38,6 @@ VARIANTS = {
     "gpu with KEDA": ("gpu", ("autoscaling-keda", "pod-monitor", "gateway")),
     "cpu with a volume": ("cpu", ("weights",)),
 }
-RELEASES = ("1.30", "1.37")  # the oldest that knows all fields, and the newest whose schema there is
-STOP_SECONDS = 20  # that serve.py takes after its --drain-timeout at most
 CRDS = {"ScaledObject": ScaledObject, "PodMonitor": PodMonitor}
 UNCHECKED = {"HTTPRoute"}  # of which PyPI has no schema
 
@@ -34,16 +45,6 @@ UNCHECKED = {"HTTPRoute"}  # of which PyPI has no schema
 @pytest.fixture(params=VARIANTS, ids=lambda name: name.replace(" ", "-"))
 def objects(request: pytest.FixtureRequest) -> list[Object]:
     return render(*VARIANTS[request.param])
-
-
-def pod_of(objects: list[Object]) -> Object:
-    found: Object = one(objects, "Deployment")["spec"]["template"]["spec"]
-    return found
-
-
-def server_of(objects: list[Object]) -> Object:
-    [server] = pod_of(objects)["containers"]
-    return dict(server)
 
 
 def options_of(objects: list[Object]) -> Options:
@@ -88,7 +89,7 @@ def test_objects_of_others_are_as_their_models_have_them(objects: list[Object]) 
 def labels_match(selector: dict[str, Any], labels: dict[str, str]) -> bool:
     wanted = selector.get("matchLabels", selector)
     assert wanted, "a selector without labels takes all pods"
-    return wanted.items() <= labels.items()
+    return bool(wanted.items() <= labels.items())
 
 
 def test_every_selector_takes_the_pods_of_one_workload(objects: list[Object]) -> None:
@@ -133,11 +134,6 @@ def test_the_probes_ask_what_the_operations_page_says(objects: list[Object]) -> 
     assert allowed(server["startupProbe"]) < one(objects, "Deployment")["spec"]["progressDeadlineSeconds"]
     assert allowed(server["livenessProbe"]) == 60, "as the operations page says"
     assert allowed(server["readinessProbe"]) <= 5, "an engine is away for some 3 s"
-
-
-def allowed(probe: Object) -> int:
-    """Seconds until the probe has failed."""
-    return int(probe["periodSeconds"] * probe["failureThreshold"])
 
 
 def test_a_pod_has_the_time_to_leave_the_services_and_to_drain(objects: list[Object]) -> None:

@@ -10,6 +10,7 @@ if [ -d "$TARGET" ]; then
 fi
 source=$MODEL
 if [ ! -d "$MODEL" ]; then
+    export HF_HUB_DISABLE_UPDATE_CHECK=1
     source=$TARGET.download
     "$project/.venv/bin/hf" download "$MODEL" --revision "$REVISION" --local-dir "$source" \
         --include "*.json" --include "*.txt" --include "$WEIGHTS"
