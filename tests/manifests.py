@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import io
 import json
@@ -55,8 +56,15 @@ def kubectl() -> str:
     return str(program)
 
 
+def rendered(folder: Path) -> list[Object]:
+    """The objects of one folder with a kustomization.yaml."""
+    done = subprocess.run([kubectl(), "kustomize", str(folder)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    return list(yaml.safe_load_all(done.stdout))
+
+
 @functools.cache
-def _rendered(overlay: str, components: tuple[str, ...]) -> str:
+def _render(overlay: str, components: tuple[str, ...]) -> list[Object]:
     with tempfile.TemporaryDirectory() as folder:
 
         def here(*parts: str) -> str:
@@ -70,14 +78,12 @@ def _rendered(overlay: str, components: tuple[str, ...]) -> str:
             "components": [here("components", name) for name in components],
         }
         Path(folder, "kustomization.yaml").write_text(json.dumps(kustomization))
-        done = subprocess.run([kubectl(), "kustomize", folder], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
+        return rendered(Path(folder))
 
 
 def render(overlay: str, components: Sequence[str] = ()) -> list[Object]:
     """The objects of an overlay of deploy/kubernetes with further components, as an overlay of a user's has them."""
-    return list(yaml.safe_load_all(_rendered(overlay, tuple(components))))
+    return copy.deepcopy(_render(overlay, tuple(components)))
 
 
 def read_manifests(path: Path) -> list[Object]:

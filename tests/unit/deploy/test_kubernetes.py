@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -27,6 +29,7 @@ from tests.manifests import (
     pod_templates,
     quantity,
     render,
+    rendered,
     server_of,
 )
 
@@ -272,3 +275,16 @@ def test_only_an_autoscaler_says_how_many(objects: list[Object]) -> None:
         target = each["spec"]["scaleTargetRef"]
         assert {target[key] for key in ("apiVersion", "kind")} == {deployment["apiVersion"], deployment["kind"]}
         assert target["name"] == deployment["metadata"]["name"]
+
+
+def test_an_overlay_as_the_documentation_has_it(tmp_path: Path) -> None:
+    text = (PROJECT / "docs" / "deployment.md").read_text()
+    [block] = re.findall(r"\n\n((?:    .*\n|\n)*    kind: Kustomization\n(?:    .*\n|\n)*)", text)
+    (tmp_path / "kustomization.yaml").write_text(textwrap.dedent(block))
+    (tmp_path / "gptj-triton").symlink_to(PROJECT)
+    objects = rendered(tmp_path)
+    server = server_of(objects)
+    assert server["image"].startswith("YOUR_REGISTRY/gptj-triton:")
+    options = options_of(objects)
+    assert options.limit == [("max_request_tokens", 4096)] and options.api_key_file and options.device == "cuda"
+    assert one(objects, "ScaledObject") and one(objects, "PodMonitor")
