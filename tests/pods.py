@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -25,9 +26,7 @@ from tests.manifests import Object, quantity
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc")
 CAPABILITIES = ("bounding", "effective", "inheritable", "permitted", "ambient")
 NAMESPACES = ("pid", "mount", "ipc", "uts", "network")
-# What the image sets.
-ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "TMPDIR": "/tmp"}
-ENTRY_POINT = (str(PROJECT / ".venv" / "bin" / "python"), str(PROJECT / "tools" / "serve.py"), "--host=0.0.0.0")
+IMAGE_PROJECT = "/opt/gptj-triton"  # where the image has what is PROJECT here
 
 
 @dataclass
@@ -106,7 +105,8 @@ def configuration(folder: Path, name: str, pod: Object, secrets: Mapping[str, Ma
     [container] = pod["containers"]
     user, own = pod["securityContext"], container["securityContext"]
     assert own["capabilities"] == {"drop": ["ALL"]} and user["seccompProfile"] == {"type": "RuntimeDefault"}
-    environment = {**ENVIRONMENT, **{each["name"]: each["value"] for each in container.get("env", ())}}
+    entry_point, environment = image()
+    environment |= {each["name"]: each["value"] for each in container.get("env", ())}
     volumes = {each["name"]: each for each in pod["volumes"]}
     mounts = [
         {"destination": "/proc", "type": "proc", "source": "proc"},
@@ -129,7 +129,7 @@ def configuration(folder: Path, name: str, pod: Object, secrets: Mapping[str, Ma
         "root": {"path": "root", "readonly": own["readOnlyRootFilesystem"]},
         "process": {
             "user": {"uid": user["runAsUser"], "gid": user["runAsGroup"], "additionalGids": [user["fsGroup"]]},
-            "args": [*ENTRY_POINT, *container["args"]],
+            "args": [*entry_point, *container["args"]],
             "env": [f"{key}={value}" for key, value in environment.items()],
             "cwd": "/",
             "capabilities": {each: [] for each in CAPABILITIES},
@@ -145,6 +145,15 @@ def configuration(folder: Path, name: str, pod: Object, secrets: Mapping[str, Ma
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
         },
     }
+
+
+def image() -> tuple[list[str], dict[str, str]]:
+    """Entry point and environment of deploy/Containerfile, with this project in the place of its own."""
+    text = (PROJECT / "deploy" / "Containerfile").read_text()
+    [entry_point] = re.findall(r"^ENTRYPOINT (.*)$", text, re.M)
+    [environment] = re.findall(r"^ENV (.*)$", text, re.M)
+    words: list[str] = json.loads(entry_point.replace(IMAGE_PROJECT, str(PROJECT)))
+    return words, {"PATH": "/usr/local/bin:/usr/bin:/bin", **dict(each.split("=", 1) for each in environment.split())}
 
 
 def bind(source: Path, destination: str) -> dict[str, Any]:
