@@ -85,7 +85,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import json, subprocess, sys, venv; sys.exit(sys.version_info < (3, 7))' 2>/dev/null || \
 	  { echo "make: $(PYTHON) is no Python 3.7 or newer with its standard library: apt-get install python3, or make PYTHON=..." >&2; exit 1; }
 	@PYTHONSAFEPATH= $(PYTHON) -m gptj_triton.install $(VENV)
-	$(PIP) -e .
+	$(PIP) -e '.[tritonserver]'
 	touch $@
 
 $(INSTALLED)-%: $(INSTALLED)

@@ -19,6 +19,9 @@ PACKAGES = {
     "usr/bin/prometheus": ("prometheus",),
     "usr/bin/promtool": ("prometheus",),
     "usr/bin/prometheus-blackbox-exporter": ("prometheus-blackbox-exporter",),
+    "usr/sbin/runc": ("runc",),
+    # The system calls that container engines allow by default.
+    "usr/share/containers/seccomp.json": ("golang-github-containers-common",),
 }
 
 

@@ -6,6 +6,7 @@ Triton compares one header for each group of APIs (its src/restricted_features.h
 from __future__ import annotations
 
 import ipaddress
+import os
 import secrets
 import stat
 from collections.abc import Iterator, Sequence
@@ -90,7 +91,10 @@ def users_key(option: str, path: Path | None) -> str | None:
         about = path.stat()
     except (ApiKeyError, OSError) as error:
         raise ServeError(f"{option}: {error}") from None
-    if stat.S_ISREG(about.st_mode) and about.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+    open_to = about.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+    if about.st_uid != os.geteuid():
+        open_to &= ~stat.S_IRGRP  # by which we read it ourselves: a Kubernetes Secret belongs to root
+    if stat.S_ISREG(about.st_mode) and open_to:
         log.warn(f"{option} {path}: other users may read or change it (mode {stat.S_IMODE(about.st_mode):03o})")
     if len(key) < SHORT_KEY:
         log.warn(f"{option} {path}: a key of {len(key)} characters can be guessed: take 32 random ones")

@@ -72,7 +72,7 @@ def serve(options: Options, run: RunDirectory) -> int:
     os.environ.update(missing_settings(os.environ, run.path / "home"))  # for this process and all that it starts
     os.environ[RUN_VARIABLE] = str(run.path)
     os.environ["TMPDIR"] = str(run.path.parent)  # some of these have other working directories
-    stage = stage_backends(run.path / "stage", find_triton(), backend_of(options))
+    stage = stage_backends(run.path / "stage", find_triton(options.tritonserver), backend_of(options))
     plain = PlainPaths(run.path)
     overrides = choose_overrides(options, run.path, plain)
     models = stage_repository(
@@ -172,7 +172,7 @@ def print_command(options: Options) -> None:
             raise ServeError(
                 f"--print-command: Triton cannot serve from {str(path)!r}: it knows plain ASCII paths only"
             )
-    stage = stage_backends(root, find_triton(), BACKEND)
+    stage = stage_backends(root, find_triton(options.tritonserver), BACKEND)
     closed = plain(choose_access(options).arguments)
     command = [*server_command(options, REPOSITORY, stage), *closed, *options.server_arguments]
     print(*stage.shell_exports, "umask 077", shlex.join(command), sep="\n")

@@ -75,12 +75,18 @@ def wheel_package() -> Path | None:
     return Path(locations[0]) if locations else None
 
 
+def triton_at(binary: Path) -> Triton:
+    """The tritonserver whose program is `binary`, in a directory laid out as NVIDIA's image has /opt/tritonserver: `bin`
+    and `backends/python`, with a stub for the system's Python."""
+    backend = binary.resolve().parents[1] / "backends" / "python"
+    return Triton(binary, backend, backend / STUB, None)
+
+
 def installed_tritons() -> Iterator[Triton]:
     """Every tritonserver there is: on PATH, a container's, the wheel's."""
     for binary in (shutil.which("tritonserver"), shutil.which("/opt/tritonserver/bin/tritonserver")):
         if binary is not None:
-            backend = Path(binary).resolve().parents[1] / "backends" / "python"
-            yield Triton(Path(binary), backend, backend / STUB, None)
+            yield triton_at(Path(binary))
     package = wheel_package()
     if package is not None:
         root = package / "tritonserver"
@@ -90,9 +96,12 @@ def installed_tritons() -> Iterator[Triton]:
         )
 
 
-def find_triton() -> Triton:
-    """The first tritonserver there is; ServeError where there is none, or none with a stub for this Python."""
-    triton = next(installed_tritons(), None)
+def find_triton(program: Path | None = None) -> Triton:
+    """The tritonserver `program`, or else the first that there is; ServeError where there is none, or where it has no
+    stub for this Python."""
+    if program is not None and shutil.which(program.absolute()) is None:
+        raise ServeError(f"--tritonserver {program}: no such program")
+    triton = triton_at(program.absolute()) if program is not None else next(installed_tritons(), None)
     if triton is None:
         raise ServeError("no tritonserver on PATH, in /opt/tritonserver or as wheel: pip install nvidia-pytriton")
     if not triton.stub.is_file():

@@ -97,6 +97,8 @@ def parser() -> OneLineParser:
     limit_help = "the most that a request may hold, such as max_request_tokens=100000; may be given again"
     add("--limit", type=limit, action="append", default=[], metavar="NAME=NUMBER", help=limit_help)
     add("--backend-directory", type=Path, metavar="DIR", help="directory with NVIDIA's fastertransformer backend")
+    triton_help = "its program, beside ../backends/python (default: PATH's, /opt/tritonserver's, the wheel's)"
+    add("--tritonserver", type=Path, metavar="PROGRAM", help=triton_help)
     add("--engine-python", default="python3", metavar="PROGRAM", help="the Python that has torch (default: this one)")
     timeout_help = "end the start where a model is not ready after so long (default: 1800)"
     add("--start-timeout", type=positive, default=1800, metavar="SECONDS", help=timeout_help)

@@ -59,6 +59,7 @@ class Options:
     streaming_ensemble: bool
     limit: list[tuple[str, int]]  # each name and number that was given
     backend_directory: Path | None
+    tritonserver: Path | None
     engine_python: str
     log_format: str
     print_command: bool

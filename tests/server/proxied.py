@@ -15,7 +15,7 @@ from typing import Any
 
 import requests
 
-from gptj_triton.bench.local_server import free_ports
+from tests.server.conftest import free_ports
 from gptj_triton.bench.proxies import Behind, Proxy, prepare
 from tests.server.conftest import wait_until
 

@@ -227,6 +227,26 @@ def test_each_query_of_the_dashboard_answers_with_data(server: Server, prometheu
         raise
 
 
+def autoscalers_queries() -> Iterator[str]:
+    """What KEDA, KServe and prometheus-adapter ask Prometheus for."""
+    for trigger in one(render("cpu", ["autoscaling-keda"]), "ScaledObject")["spec"]["triggers"]:
+        yield trigger["metadata"]["query"]
+    [service] = read_manifests(KSERVE / "inference-service.yaml")
+    for metric in service["spec"]["predictor"]["autoScaling"]["metrics"]:
+        yield metric["external"]["metric"]["query"]
+    [values] = read_manifests(KUBERNETES / "components" / "autoscaling-hpa" / "prometheus-adapter.yaml")
+    [rule] = values["rules"]["custom"]
+    for metric in one(render("cpu", ["autoscaling-hpa"]), "HorizontalPodAutoscaler")["spec"]["metrics"]:
+        query = rule["metricsQuery"].replace("<<.Series>>", metric["pods"]["metric"]["name"])
+        yield query.replace("<<.LabelMatchers>>", 'pod="a"').replace("<<.GroupBy>>", "pod")
+
+
+def test_what_autoscalers_ask_for_is_there(prometheus: Prometheus) -> None:
+    for query in autoscalers_queries():
+        assert prometheus.query(query) == [], "labels of a cluster"
+        assert len(prometheus.query(re.sub(r"\{.*?\}", "", query))) == 1, query
+
+
 def test_no_rule_fails_and_no_alert_waits_to_fire_at_a_server_that_is_well(prometheus: Prometheus) -> None:
     def rules() -> list[dict[str, Any]]:
         return [rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]

@@ -21,7 +21,7 @@ import pytest
 import requests
 
 from gptj_triton.bench.debian_programs import debian_program
-from gptj_triton.bench.local_server import free_ports
+from tests.server.conftest import free_ports
 from gptj_triton.bench.proxies import DEPLOY, PROXIES, SERVERS, Behind
 from tests.server.conftest import CLOSE, PROJECT, Server, is_idle, load, start, wait_until
 from tests.server.proxied import GENERATE, KEY, STREAM, Running, end, running

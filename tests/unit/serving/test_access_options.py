@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,19 @@ def test_keys_that_others_may_know_are_warned_of(tmp_path: Path, capsys: pytest.
     said = capsys.readouterr().err
     assert "other users may read or change it (mode 640)" in said
     assert "a key of 6 characters can be guessed" in said
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o440, False), (0o444, True), (0o460, True)])
+def test_a_key_that_root_gave_to_our_group_is_not_warned_of(
+    mode: int, warned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a Kubernetes Secret is mounted for a user who is not root."""
+    file = key_file(tmp_path, KEY)
+    Path(file).chmod(mode)
+    another = os.geteuid() + 1
+    monkeypatch.setattr(os, "geteuid", lambda: another)
+    choose_access(read_options(["--api-key-file", file]))
+    assert ("other users may read or change it" in capsys.readouterr().err) == warned
 
 
 def test_open_text_for_other_machines_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:

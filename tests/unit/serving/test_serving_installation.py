@@ -48,6 +48,25 @@ def test_a_tritonserver_on_path_is_taken_before_the_wheels(tmp_path: Path, monke
     )
 
 
+def test_a_named_tritonserver_is_taken_before_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = f"needs libpython{PYTHON}.so.1.0".encode()
+    monkeypatch.setenv("PATH", str(make_container_layout(tmp_path / "first", stub)), prepend=os.pathsep)
+    program = make_container_layout(tmp_path / "named", stub) / "tritonserver"
+    monkeypatch.chdir(tmp_path)
+    for given in (program, program.relative_to(tmp_path)):
+        assert find_triton(given) == Triton(
+            program, tmp_path / "named/backends/python", tmp_path / "named/backends/python" / STUB, None
+        )
+
+
+@pytest.mark.parametrize("name", ["absent", "folder", "text"])
+def test_a_named_tritonserver_that_cannot_be_run_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text").write_text("no program")
+    with pytest.raises(ServeError, match=f"--tritonserver {tmp_path / name}: no such program"):
+        find_triton(tmp_path / name)
+
+
 @pytest.mark.parametrize("stub", [None, b"needs libpython3.7m.so.1.0"])
 def test_a_stub_that_does_not_fit_this_python_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stub: bytes | None
