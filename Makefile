@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_USER := 0
 PIP := TMPDIR="$(CURDIR)/$(VENV)" $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: serve test test-gpu test-bare lint configs perf bench compare clients soak faults fuzz clean
+.PHONY: serve test test-gpu test-bare test-container lint configs perf bench compare clients soak faults fuzz clean
 
 # Serves the embedded model, or what ARGS says: make serve ARGS="--model EleutherAI/gpt-j-6b --device cuda"
 serve: $(INSTALLED)
@@ -27,6 +27,10 @@ test-gpu: $(INSTALLED)-test $(INSTALLED)-gpu
 # README's commands, as an ordinary user of small Debian and Ubuntu systems that debootstrap makes. Needs root and a network.
 test-bare: $(INSTALLED)-test
 	$(BIN)/python -m pytest tests/bare $(ARGS)
+
+# The image, built with buildah and run with podman (apt-get install buildah podman runc debootstrap). Needs root, a network.
+test-container: $(INSTALLED)-test
+	$(BIN)/python -m pytest tests/container $(ARGS)
 
 lint: $(INSTALLED)-test
 	$(BIN)/ruff check
