@@ -13,7 +13,7 @@ PIP := TMPDIR="$(CURDIR)/$(VENV)" $(BIN)/python -m pip install --quiet --disable
 # The exit status of pytest where ARGS leaves no test.
 NONE_CHOSEN := 5
 
-.PHONY: serve test test-gpu test-bare lint configs perf bench compare clients soak faults fuzz fleet clean
+.PHONY: serve test test-gpu test-bare test-container lint configs perf bench compare clients soak faults fuzz fleet clean
 
 # Serves the embedded model, or what ARGS says: make serve ARGS="--model EleutherAI/gpt-j-6b --device cuda"
 serve: $(INSTALLED)
@@ -31,6 +31,10 @@ test-gpu: $(INSTALLED)-test $(INSTALLED)-gpu
 # README's commands, as an ordinary user of small Debian and Ubuntu systems that debootstrap makes. Needs root and a network.
 test-bare: $(INSTALLED)-test
 	$(BIN)/python -m pytest tests/bare $(ARGS)
+
+# The image, built with buildah and run with podman (apt-get install buildah podman runc debootstrap). Needs root, a network.
+test-container: $(INSTALLED)-test
+	$(BIN)/python -m pytest tests/container $(ARGS)
 
 lint: $(INSTALLED)-test
 	$(BIN)/ruff check

@@ -34,7 +34,9 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="healthcheck", description=__doc__, allow_abbrev=False)
     url = DEFAULT_URLS["generate"]
     result.add_argument("--url", default=url, metavar="HOST:PORT", help=f"default: {url}")
-    key_help = f"its first line is the API key (default: what {KEY_FILE_VARIABLE} names, else {KEY_FILE} if it is there)"
+    key_help = (
+        f"its first line is the API key (default: what {KEY_FILE_VARIABLE} names, else {KEY_FILE} if it is there)"
+    )
     result.add_argument("--api-key-file", type=Path, metavar="FILE", help=key_help)
     timeout_help = "how long an answer may take (default: 20)"
     result.add_argument("--timeout", type=float, default=20.0, metavar="SECONDS", help=timeout_help)
@@ -62,6 +64,7 @@ def ask(url: str, timeout: float, key: str | None) -> None:
 
 def is_ready(url: str) -> bool:
     try:
-        return requests.get(f"http://{url}/v2/health/ready", timeout=READY_SECONDS).ok
+        answer = requests.get(f"http://{url}/v2/health/ready", timeout=READY_SECONDS)
+        return bool(answer.ok)
     except requests.RequestException:
         return False

@@ -76,8 +76,8 @@ def wheel_package() -> Path | None:
 
 
 def triton_at(binary: Path) -> Triton:
-    """The tritonserver whose program is `binary`, in a directory laid out as NVIDIA's image has /opt/tritonserver: `bin`
-    and `backends/python`, with a stub for the system's Python."""
+    """The tritonserver whose program is `binary`, in a directory laid out as /opt/tritonserver of NVIDIA's image: `bin`
+    and `backends/python`, with one stub."""
     backend = binary.resolve().parents[1] / "backends" / "python"
     return Triton(binary, backend, backend / STUB, None)
 

@@ -15,9 +15,8 @@ from typing import Any
 
 import requests
 
-from tests.server.conftest import free_ports
 from gptj_triton.bench.proxies import Behind, Proxy, prepare
-from tests.server.conftest import wait_until
+from tests.server.conftest import free_ports, wait_until
 
 KEY = "a-key-of-tests+/=.$"
 GENERATE = "/v2/models/ensemble/generate"

@@ -21,6 +21,7 @@ from gptj_triton.bench.debian_programs import debian_program
 from gptj_triton.client import Client, ServerError
 from gptj_triton.engine.metrics import METRICS, PREFIX
 from gptj_triton.project import PROJECT
+from tests.manifests import KSERVE, KUBERNETES, one, read_manifests, render
 from tests.server.conftest import CLOSE, Server, free_ports, wait_until
 
 PROMPT = "Once upon a time"

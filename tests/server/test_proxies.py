@@ -21,9 +21,8 @@ import pytest
 import requests
 
 from gptj_triton.bench.debian_programs import debian_program
-from tests.server.conftest import free_ports
 from gptj_triton.bench.proxies import DEPLOY, PROXIES, SERVERS, Behind
-from tests.server.conftest import CLOSE, PROJECT, Server, is_idle, load, start, wait_until
+from tests.server.conftest import CLOSE, PROJECT, Server, free_ports, is_idle, load, start, wait_until
 from tests.server.proxied import GENERATE, KEY, STREAM, Running, end, running
 
 LONG = {"text_input": "Once upon a time", "max_tokens": 900, "min_tokens": 900}
