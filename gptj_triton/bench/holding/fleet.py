@@ -26,7 +26,7 @@ from gptj_triton.bench.holding.asking import Asker
 from gptj_triton.bench.holding.fleet_clients import Clients, make_questions, with_texts
 from gptj_triton.bench.holding.fleet_proxy import Proxy, running_proxy
 from gptj_triton.bench.holding.fleet_report import Event, Part, summary
-from gptj_triton.bench.holding.members import ALL, Member, low_ports
+from gptj_triton.bench.holding.members import ALL, Member, kept, low_ports
 from gptj_triton.bench.holding.processes import ENGINE, TRITON
 from gptj_triton.bench.local_server import ServerFailedError
 from gptj_triton.bench.machine import processor
@@ -102,44 +102,51 @@ class Fleet:
         return Event(what, member.name, ready - since, None if taken is None else ready + taken - since, status)
 
 
+def make_members(options: argparse.Namespace, folder: Path, key_file: Path) -> list[Member]:
+    """Servers with directories of their own in `folder`."""
+    ports = low_ports(3 * options.servers)
+    arguments = [f"--api-key-file={key_file}", "--drain-delay=2", *options.serve_arguments]
+    members = []
+    for number in range(options.servers):
+        name = f"server{number + 1}"
+        (temporary := folder / name).mkdir()
+        log = options.json.parent / f"{name}.log"
+        members.append(Member(name, ports[3 * number :][:3], temporary, log, arguments))
+    return members
+
+
 async def run(options: argparse.Namespace, folder: Path) -> list[Part]:
     """All parts behind all proxies, with servers of their own. Raises ServerFailedError."""
-    parts: list[Part] = []
     this = asyncio.current_task()
     assert this is not None
     for each in (signal.SIGINT, signal.SIGTERM):  # the servers would go on otherwise
         asyncio.get_running_loop().add_signal_handler(each, this.cancel)
-    async with contextlib.AsyncExitStack() as stack:
-        ports = low_ports(3 * options.servers)
-        (key_file := folder / "server-key").write_text(server_key := secrets.token_hex(32))
-        key_file.chmod(0o600)
-        members = []
-        for number in range(options.servers):
-            name = f"server{number + 1}"
-            (temporary := folder / name).mkdir()
-            log = options.json.parent / f"{name}.log"
-            arguments = [f"--api-key-file={key_file}", "--drain-delay=2", *options.serve_arguments]
-            members.append(Member(name, ports[3 * number :][:3], temporary, log, arguments))
-            await stack.enter_async_context(members[-1].kept())
+    (key_file := folder / "server-key").touch(mode=0o600)
+    key_file.write_text(server_key := secrets.token_hex(32))
+    members, parts = make_members(options, folder, key_file), list[Part]()
+    async with kept(members):
         await asyncio.gather(*(member.becomes_ready() for member in members))
         async with Asker(members[0].addresses, PATIENCE, headers=http_header(server_key)) as undisturbed:
             questions = await with_texts(make_questions(options.seed, options.longest), undisturbed)
         for name in options.proxy or PROXIES:
             async with (
                 running_proxy(name, members, options.clients, server_key, folder / name) as proxy,
-                contextlib.AsyncExitStack() as clients,
+                contextlib.AsyncExitStack() as stack,
             ):
-                askers = []
-                for number, key in enumerate(proxy.keys):
-                    # Each has an address of its own, since proxies count connections and requests by address.
-                    sender, headers = f"127.0.0.{number + 2}", http_header(key)
-                    client = Asker(proxy.addresses, PATIENCE, proxy.tls, sender, headers)
-                    askers.append(await clients.enter_async_context(client))
+                askers = [await stack.enter_async_context(asker) for asker in make_askers(proxy)]
                 fleet = Fleet(members, proxy, Clients(askers, questions, options.retries, options.seed))
                 kills = fleet.kill_at_random(options.minutes, options.kill_every, options.seed)
                 parts.append(await fleet.under_load("kills", kills, nothing_cut=False))
                 parts.append(await fleet.under_load("rolling restart", fleet.restart_all(), nothing_cut=True))
     return parts
+
+
+def make_askers(proxy: Proxy) -> list[Asker]:
+    """One for each key, with an IP address of its own: proxies count connections by address."""
+    return [
+        Asker(proxy.addresses, PATIENCE, proxy.tls, f"127.0.0.{number}", http_header(key))
+        for number, key in enumerate(proxy.keys, 2)
+    ]
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

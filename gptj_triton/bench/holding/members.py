@@ -56,18 +56,7 @@ class Member:
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = False
 
-    @contextlib.asynccontextmanager
-    async def kept(self) -> AsyncIterator[None]:
-        """Starts it, and again whenever it ends, until the block does. It is not ready when that begins."""
-        await self._start()
-        keeping = asyncio.create_task(self._keep())
-        try:
-            yield
-        finally:
-            keeping.cancel()
-            await self._stop()
-
-    async def _start(self) -> None:
+    async def start(self) -> None:
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
@@ -78,7 +67,8 @@ class Member:
                 start_new_session=True,
             )
 
-    async def _keep(self) -> None:
+    async def keep(self) -> None:
+        """Starts it again whenever it ends."""
         while True:
             ended = self._process
             assert ended is not None
@@ -87,9 +77,9 @@ class Member:
             if ended.returncode == BAD_OPTION:
                 return
             if ended is self._process and not self._stopping:
-                await self._start()
+                await self.start()
 
-    async def _stop(self) -> int:
+    async def stop(self) -> int:
         """Its exit status after SIGTERM."""
         assert self._process is not None
         with contextlib.suppress(ProcessLookupError):
@@ -112,8 +102,8 @@ class Member:
         """As `systemctl restart` does it. Returns the exit status of the one that ended."""
         self._stopping = True
         try:
-            status = await self._stop()
-            await self._start()
+            status = await self.stop()
+            await self.start()
             return status
         finally:
             self._stopping = False
@@ -156,3 +146,18 @@ class Member:
         with contextlib.suppress(OSError):
             return (await asyncio.to_thread(counted, await asyncio.to_thread(read_metrics, self.metrics)))[0]
         return 0.0
+
+
+@contextlib.asynccontextmanager
+async def kept(members: Sequence[Member]) -> AsyncIterator[None]:
+    """Starts servers, and each again when it ends, until the block does. They are not ready when that begins."""
+    keeping: list[asyncio.Task[None]] = []
+    try:
+        for member in members:
+            await member.start()
+            keeping.append(asyncio.create_task(member.keep()))
+        yield
+    finally:
+        for task in keeping:
+            task.cancel()
+        await asyncio.gather(*(member.stop() for member in members[: len(keeping)]))
