@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_USER := 0
 PIP := TMPDIR="$(CURDIR)/$(VENV)" $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: serve test test-gpu test-bare lint configs perf bench compare clients soak faults fuzz clean
+.PHONY: serve test test-gpu test-bare lint configs perf bench compare clients soak faults fuzz capacity clean
 
 # Serves the embedded model, or what ARGS says: make serve ARGS="--model EleutherAI/gpt-j-6b --device cuda"
 serve: $(INSTALLED)
@@ -71,6 +71,11 @@ faults: $(INSTALLED)-bench
 # 10,000 inputs of any kind over both protocols, and those that chance does not find. make fuzz ARGS="--inputs 500"
 fuzz: $(INSTALLED)-fuzz
 	$(BIN)/python tools/fuzz.py $(ARGS)
+
+# Real load on a server here beside the simulation of the same, three minutes; wants a machine that does nothing else.
+# How many servers a load needs: tools/capacity.py --help
+capacity: $(INSTALLED)-bench
+	$(BIN)/python tools/capacity.py --validate $(ARGS)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import json, subprocess, sys, venv; sys.exit(sys.version_info < (3, 7))' 2>/dev/null || \
