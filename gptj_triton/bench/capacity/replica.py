@@ -78,13 +78,12 @@ class Clock:
 
 @dataclass
 class Usage:
-    """What a replica did: how long it computed, and how full it was, in means over that time."""
+    """What a replica did: how long it computed, and how full it was."""
 
     busy: float = 0.0
     steps: int = 0
-    sequences: float = 0.0  # times seconds, as are the next two
+    sequences: float = 0.0  # times seconds, as is the next
     pages: float = 0.0
-    waiting: float = 0.0
     preemptions: int = 0
 
 
@@ -180,6 +179,11 @@ class Replica:
         usage = self._runner.usage
         usage.preemptions = self.engine.metrics.num_preemptions_total
         return usage
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a request has not begun to be served."""
+        return bool(self._inbox) or len(self.engine.scheduler.line) > 0
 
     def connections(self, at: float) -> int:
         """Requests that are open at a moment up to which it has been run."""

@@ -6,7 +6,7 @@ import itertools
 import math
 from dataclasses import dataclass, replace
 
-from gptj_triton.bench.capacity.replica import Arrival, Settings
+from gptj_triton.bench.capacity.replica import Arrival, Replica, Settings
 from gptj_triton.bench.capacity.requests import Mix
 from gptj_triton.bench.capacity.simulation import Seen, settled, simulate
 from gptj_triton.bench.capacity.step_times import StepTimes
@@ -14,6 +14,7 @@ from gptj_triton.bench.capacity.step_times import StepTimes
 BISECTIONS = 7  # so that a rate is known to 1 % of the saturation
 FULL = 0.9  # of the places or pages in use, in the mean, from which these are what is lacking
 LEAST_REQUESTS = 1200  # so that more than ten are beyond the 99th percentile
+SLICE = 0.1  # seconds, after which a simulation looks whether requests still wait
 TOGETHER = 4  # replicas that are simulated together; more are taken to be as many times one
 
 
@@ -105,25 +106,30 @@ class Sizing:
         self._seed = seed
 
     def saturation(self) -> Saturation:
-        """Of requests that all wait from the beginning on: what is done between the first and the last tenth."""
+        """Of requests that all come at the beginning: what is done as long as some wait, without the first tenth."""
         # So many that the places are full for most of the time.
         count = max(LEAST_REQUESTS, 4 * min(self._settings.max_sequences, self._most_at_once()))
-        served, [replica] = simulate(self._times, self._settings_without_limits(), self._mix.at_once(count, self._seed))
+        unlimited = replace(self._settings, max_waiting_requests=1 << 30, max_waiting_tokens=1 << 40)
+        replica = Replica(self._times, unlimited, self._seed)
+        served = [replica.send(arrival) for arrival in self._mix.at_once(count, self._seed)]
+        until = 0.0
+        while replica.waiting:
+            until += SLICE
+            replica.run(until)
         moments = sorted(itertools.chain.from_iterable(each.tokens for each in served))
-        first, last = len(moments) // 10, len(moments) * 9 // 10
-        tokens = (last - first) / (moments[last] - moments[first])
+        first = len(moments) // 10
+        tokens = (len(moments) - first) / (moments[-1] - moments[first])
+        mean_output = sum(each.arrival.output for each in served) / count
         usage, settings = replica.usage, self._settings
         sequences, kv_cache = usage.sequences / usage.busy, usage.pages / usage.busy / settings.num_pages
         step_ms = 1e3 * usage.busy / usage.steps
-        if usage.preemptions or kv_cache > FULL:
+        if kv_cache > FULL or usage.preemptions > count / 20:
             limit = "the pages of the KV cache (kv_cache_gib)"
         elif sequences > FULL * settings.max_sequences:
             limit = "the places in a step (max_sequences)"
         else:
             limit = "the time of steps"
-        return Saturation(
-            tokens * len(served) / len(moments), tokens, sequences, kv_cache, usage.preemptions, step_ms, limit
-        )
+        return Saturation(tokens / mean_output, tokens, sequences, kv_cache, usage.preemptions, step_ms, limit)
 
     def at(self, rate: float, replicas: int = 1) -> Seen:
         """What clients see when `rate` requests a second come to so many replicas."""
@@ -191,7 +197,3 @@ class Sizing:
         arrivals: list[Arrival] = self._mix.at_once(100, self._seed)
         pages = sum(-(-(each.prompt + each.output) // self._settings.page_size) for each in arrivals) / len(arrivals)
         return max(1, int(self._settings.num_pages / pages))
-
-    def _settings_without_limits(self) -> Settings:
-        """So that all may wait."""
-        return replace(self._settings, max_waiting_requests=1 << 30, max_waiting_tokens=1 << 40)
