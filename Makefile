@@ -13,7 +13,7 @@ PIP := TMPDIR="$(CURDIR)/$(VENV)" $(BIN)/python -m pip install --quiet --disable
 # The exit status of pytest where ARGS leaves no test.
 NONE_CHOSEN := 5
 
-.PHONY: serve test test-gpu test-bare test-container lint configs perf bench compare clients soak faults fuzz fleet clean
+.PHONY: serve test test-gpu test-bare test-container lint configs perf bench compare clients soak faults fuzz fleet capacity clean
 
 # Serves the embedded model, or what ARGS says: make serve ARGS="--model EleutherAI/gpt-j-6b --device cuda"
 serve: $(INSTALLED)
@@ -84,6 +84,11 @@ fuzz: $(INSTALLED)-fuzz
 # make fleet ARGS="--proxy haproxy --minutes 1"
 fleet: $(INSTALLED)-bench
 	$(BIN)/python tools/fleet.py $(ARGS)
+
+# Real load on a server here beside the simulation of the same, three minutes; wants a machine that does nothing else.
+# How many servers a load needs: tools/capacity.py --help
+capacity: $(INSTALLED)-bench
+	$(BIN)/python tools/capacity.py --validate $(ARGS)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import json, subprocess, sys, venv; sys.exit(sys.version_info < (3, 7))' 2>/dev/null || \

@@ -183,8 +183,9 @@ def run(options: argparse.Namespace, checkpoint: Path) -> Iterator[Result]:
     device = torch.cuda.get_device_name()
     types = f"{options.data_type}, KV cache {options.kv_cache_data_type}"
     print(f"{device}, copy bandwidth {bandwidth / 1e12:.2f} TB/s, {types}; {engine.summary()}")
-    facts = {"torch": torch.__version__, "copy_bandwidth": bandwidth, "data_type": options.data_type}
+    facts: dict[str, object] = {"torch": torch.__version__, "copy_bandwidth": bandwidth, "data_type": options.data_type}
     facts["kv_cache_data_type"] = options.kv_cache_data_type
+    facts["kv_cache_tokens"] = engine.limits.num_pages * engine.limits.page_size
     measurements: list[Measurement] = []
     cache_bytes = 1 if options.kv_cache_data_type == FP8 else 2
     figures = measure(Benchmark(engine, options.data_type, cache_bytes, bandwidth), options.quick)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Protocol
 
 from gptj_triton.checkpoint.model_config import ModelConfig
@@ -44,10 +44,11 @@ class Engine:
         max_sequences: int,
         max_waiting_requests: int,
         max_waiting_tokens: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`token_bytes[id]` is the text of a token in UTF-8, empty where stop strings are not known; a step computes at
         most `step_tokens` tokens of prompts, and at most `max_sequences` run at once. Of what waits, only `refusal`
-        knows the limits.
+        knows the limits. `clock` gives seconds, and counts as sequences' moments do.
         """
         self.model_config = model_config
         self.metrics = EngineMetrics()
@@ -64,6 +65,7 @@ class Engine:
         self.max_waiting_tokens = max_waiting_tokens
         self._runner = runner
         self._token_bytes = token_bytes
+        self._clock = clock
         self._searches: dict[Hashable, BeamSearch] = {}
         self._launched: deque[tuple[Launched, float]] = deque()  # with the moment
         self._collected_at = 0.0
@@ -124,7 +126,7 @@ class Engine:
         ended = [] if self._runner.can_run_ahead(self.scheduler.begun) else self._collect(leave=0)
         step = self.scheduler.schedule()
         if step:
-            began = time.monotonic()
+            began = self._clock()
             self._count_step(step, began)
             self._launched.append((self._runner.launch(step), began))
         return ended + self._collect(leave=self._runner.steps_ahead if step else 0)
@@ -151,7 +153,7 @@ class Engine:
             launched, began = self._launched.popleft()
             chosen = self._runner.collect(launched)
             # The steps in flight are computed one after another.
-            began, self._collected_at = max(began, self._collected_at), time.monotonic()
+            began, self._collected_at = max(began, self._collected_at), self._clock()
             self.metrics.step_time_seconds.observe(self._collected_at - began)
             ended += self._take(chosen)
         return ended
