@@ -55,8 +55,15 @@ def start() -> Iterator[Start]:
     ids=["answers", "full", "down", "broken"],
 )
 def test_the_exit_status_says_whether_it_serves(
-    start: Start, capsys: pytest.CaptureFixture[str], status: int, body: str, ready: int, exit_status: int
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    status: int,
+    body: str,
+    ready: int,
+    exit_status: int,
 ) -> None:
+    monkeypatch.setattr(health, "PAUSE_SECONDS", 0.0)
     assert health.main(["--url", start(status, body, ready)]) == exit_status
     assert capsys.readouterr().err.count("\n") == exit_status
 
