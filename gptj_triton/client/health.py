@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from gptj_triton.client.errors import ClientError, UnavailableError
 KEY_FILE_VARIABLE = "GPTJ_TRITON_API_KEY_FILE"
 KEY_FILE = Path("/run/secrets/gptj-triton/api-keys")  # where a container has it, if it has one
 READY_SECONDS = 5.0
+PAUSE_SECONDS = 1.0  # within which `ready` says that an engine has ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,6 +60,7 @@ def ask(url: str, timeout: float, key: str | None) -> None:
         try:
             client.generate("a", max_tokens=1)
         except UnavailableError:
+            time.sleep(PAUSE_SECONDS)
             if not is_ready(url):
                 raise
 

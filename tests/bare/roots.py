@@ -91,7 +91,7 @@ def make_root(system: System) -> Root:
     options = [
         f"--keyring={KEYRINGS / system.keyring}",
         "--variant=minbase",
-        f"--include={','.join(system.packages)}",
+        *([f"--include={','.join(system.packages)}"] if system.packages else []),
         f"--components={system.components}",
     ]
     script = [] if (SCRIPTS / system.suite).exists() else [str(SCRIPTS / system.script)]

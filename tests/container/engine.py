@@ -23,7 +23,7 @@ PYTHON, HEALTHCHECK = "/opt/gptj-triton/.venv/bin/python", "/opt/gptj-triton/dep
 UNKNOWN_USER = "12345:12345"
 # As the documents say it, and stricter: no right that a program may have or gain, and no network but loopback.
 STRICT = [
-    *("--network=none", "--read-only", "--read-only-tmpfs=false", "--tmpfs=/tmp:exec,mode=1777", "--shm-size=64m"),
+    *("--network=none", "--read-only", "--read-only-tmpfs=false", "--shm-size=64m"),
     *(f"--user={UNKNOWN_USER}", "--cap-drop=all", "--security-opt=no-new-privileges", "--stop-timeout=60"),
     *("--ulimit=nofile=1024:4096", "--ulimit=nproc=4096:4096"),
 ]
@@ -44,9 +44,13 @@ def make_base() -> None:
         return
     root = make_root(System("bookworm", ()))
     try:
-        pack = subprocess.Popen(["tar", "-C", root.folder, "-c", "."], stdout=subprocess.PIPE)
-        done = subprocess.run([*PODMAN, "import", "-", BASE], stdin=pack.stdout, capture_output=True, text=True)
-        assert pack.wait() == 0 and done.returncode == 0, done.stderr
+        archive = root.folder.with_suffix(".tar")
+        for command in (
+            ["tar", "-C", str(root.folder), "-cf", str(archive), "."],
+            [*PODMAN, "import", str(archive), BASE],
+        ):
+            done = run(*command)
+            assert done.returncode == 0, done.stderr
     finally:
         delete_root(root)
 

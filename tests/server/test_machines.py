@@ -239,6 +239,21 @@ def test_a_stub_that_its_owner_may_run_but_not_read_serves_and_stays_so(launch: 
     assert stat.S_IMODE(stub.stat().st_mode) == 0o100
 
 
+def test_a_tritonserver_laid_out_as_in_nvidias_image_serves(launch: Launch, tmp_path: Path) -> None:
+    """`bin`, `lib`, which the loader finds, and `backends/python` with a stub for one Python."""
+    triton = find_triton()
+    shutil.copytree(triton.binary.parent, tmp_path / "opt" / "bin")
+    shutil.copytree(triton.python_backend, tmp_path / "opt" / "backends" / "python")
+    shutil.copy(triton.stub, tmp_path / "opt" / "backends" / "python")
+    assert triton.libraries is not None
+    (tmp_path / "opt" / "lib").symlink_to(triton.libraries)
+    program = tmp_path / "opt" / "bin" / "tritonserver"
+    server = launch("--tritonserver", program, changes={"LD_LIBRARY_PATH": str(tmp_path / "opt" / "lib")})
+    assert generate(server.wait_until_ready())["text_output"]
+    assert server.processes_with(str(program))
+    assert server.processes_with(str(tmp_path / "opt" / "backends" / "python" / triton.stub.name))
+
+
 @pytest.mark.skipif(not may_be_nobody(), reason="needs a user namespace")
 @pytest.mark.parametrize("home", [None, "/proc"])
 def test_a_user_without_a_name_and_a_home_is_served(launch: Launch, tmp_path: Path, home: str | None) -> None:
