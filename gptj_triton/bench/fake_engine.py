@@ -17,7 +17,7 @@ from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.engine import Engine
 from gptj_triton.engine.kv_pages import PagePool
-from gptj_triton.engine.runner import Launched
+from gptj_triton.engine.runner import Choice, Launched
 from gptj_triton.engine.scheduler import Scheduled
 from gptj_triton.engine.sequence import Sampled, Sequence
 from gptj_triton.process import server
@@ -46,18 +46,18 @@ class FakeRunner:
         sampling = [scheduled.sequence for scheduled in step if scheduled.samples]
         for scheduled in step:
             self.pool.computed(scheduled.sequence, scheduled.num_tokens)
-        return Launched(sampling, partial(self._choose, sampling))
+        return Launched(partial(self._choose, sampling), [])
 
-    def collect(self, launched: Launched) -> list[tuple[Sequence, list[Sampled]]]:
-        return list(zip(launched.sequences, launched.wait(), strict=True))
+    def collect(self, launched: Launched) -> list[tuple[Sequence, Choice]]:
+        return launched.wait()
 
     def close(self) -> None:
         """There is nothing to end."""
 
-    def _choose(self, sequences: list[Sequence]) -> list[list[Sampled]]:
+    def _choose(self, sequences: list[Sequence]) -> list[tuple[Sequence, Choice]]:
         time.sleep(max(0.0, self._next_step - time.monotonic()))
         self._next_step = time.monotonic() + self._step_seconds
-        return [[Sampled(WORDS[len(sequence.output) % len(WORDS)], -1.0)] for sequence in sequences]
+        return [(each, [Sampled(WORDS[len(each.output) % len(WORDS)], -1.0)]) for each in sequences]
 
 
 def load_fake_engine(step_seconds: float, config: EngineConfig) -> Engine:

@@ -1,5 +1,6 @@
 """How fast the engine is on one GPU, for a model of the shape of GPT-J 6B with random weights: decode steps beside the
-least time that reading weights and KV cache takes, time to the first token, and whole runs.
+least time that reading weights and KV cache takes, time to the first token, whole runs, and prompts as MLPerf has them,
+with four beams and without.
 
 The engine alone, without Triton and in this process. Prompts are distinct and random; every sequence runs to its full
 length. Times are of the host's clock around work that has ended. The last line is JSON."""
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import random
 import sys
 import tempfile
@@ -36,6 +38,8 @@ FIRST_TOKENS = [(1, 128), (1, 512), (1, 2048), (8, 128), (8, 512), (64, 512)]
 # Requests, tokens in and out. The second kind fills a KV cache of 16 bits a number; one of 8 bits gets twice as many.
 RUNS = [(64, 128, 128), (1024, 128, 128)]
 FILLING_RUNS = [(264, 2048, 128), (36, 2048, 2048), (160, 128, 2048)]
+# MLPerf Inference's GPT-J: summaries of news. Lengths are drawn from a lognormal distribution, cut at the longest.
+SUMMARIES, MEAN_LENGTH, LONGEST, SPREAD, NEW_TOKENS = 256, 838, 1919, 0.55, 69
 # The choices of --data-type, and how many bytes each number of the layers' matrices then takes.
 MATRIX_BYTES = {"fp16": 2, "bf16": 2, "fp8": 1, "int8": 1}
 
@@ -122,10 +126,27 @@ class Benchmark:
         seconds = time.perf_counter() - start
         return Measurement(f"whole run {length}/{new}, {requests} requests", requests * new / seconds, "tokens/s")
 
+    def summaries(self, beam_width: int) -> Measurement:
+        """Requests a second of prompts of MLPerf's lengths that arrive all at once."""
+        chance = random.Random(1)
+        centre = math.log(MEAN_LENGTH) - SPREAD**2 / 2
+        lengths = [min(LONGEST, max(1, round(chance.lognormvariate(centre, SPREAD)))) for _ in range(SUMMARIES)]
+        sequences = [self._sequence(number, length, NEW_TOKENS, beam_width) for number, length in enumerate(lengths)]
+        start = time.perf_counter()
+        self._submit(sequences)
+        self._drain()
+        seconds = time.perf_counter() - start
+        how = f"{beam_width} beams" if beam_width > 1 else "greedy"
+        what = f"{SUMMARIES} prompts of {sum(lengths) / SUMMARIES:.0f}, {NEW_TOKENS} new, {how}"
+        return Measurement(what, SUMMARIES / seconds, "samples/s")
+
     def _sequences(self, count: int, length: int, new: int) -> list[Sequence]:
+        return [self._sequence(number, length, new) for number in range(count)]
+
+    def _sequence(self, number: int, length: int, new: int, beam_width: int = 1) -> Sequence:
         end_ids, vocabulary = self._engine.model_config.end_ids, range(self._engine.model_config.vocab_size)
-        params = SamplingParams(request_output_len=new, min_length=new, end_ids=end_ids)
-        return [Sequence(number, self._random.choices(vocabulary, k=length), params) for number in range(count)]
+        params = SamplingParams(request_output_len=new, min_length=new, end_ids=end_ids, beam_width=beam_width)
+        return Sequence(number, self._random.choices(vocabulary, k=length), params)
 
     def _submit(self, sequences: list[Sequence]) -> None:
         for sequence in sequences:
@@ -156,6 +177,7 @@ def measure(benchmark: Benchmark, quick: bool) -> Iterator[Measurement]:
     yield from (benchmark.decode_step(*step) for step in (STEPS[:1] if quick else STEPS))
     yield from (benchmark.first_token(*prompts) for prompts in (FIRST_TOKENS[:1] if quick else FIRST_TOKENS))
     yield from (benchmark.whole_run(*run) for run in benchmark.runs[: 1 if quick else None])
+    yield from (benchmark.summaries(beam_width) for beam_width in (4, 1))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

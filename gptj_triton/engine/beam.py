@@ -7,6 +7,9 @@ a longer hypothesis that scores better is never missed for a shorter one that en
 
 Source of the algorithm: Wu et al. (2016), arXiv:1609.08144, section 7; of the diversity rate, which is added for each
 rank among the continuations of one beam: Li et al. (2016), arXiv:1611.08562, with FasterTransformer's sign.
+
+On the host, `advance` chooses, and a beam that goes on shares the pages of the one that it continues. A GPU chooses the
+same without the host (engine/gpu/beam_choice.py); here `follow` then notes a step late what it chose.
 """
 
 from __future__ import annotations
@@ -24,6 +27,27 @@ class Branch:
 
     parent: Sequence
     beam: Sequence
+
+
+@dataclass(frozen=True)
+class BeamStep:
+    """One step's choice that was made elsewhere, best first: the continuations that go on, as many as there are beams,
+    and those that ended. Each names the place of the beam that it continues.
+    """
+
+    going_on: list[tuple[int, Sampled]]
+    ended: list[tuple[int, Sampled]]
+
+
+def spread(prompt: Sequence) -> list[Sequence]:
+    """All beams of a search that begins, none with a token yet, for a GPU that chooses them: they are its `group`, and
+    each is to get pages of its own.
+    """
+    beams = [prompt.copy() for _ in range(prompt.params.beam_width)]
+    for beam in beams:
+        beam.cache_indirection, beam.group = [], beams
+    prompt.group = beams
+    return beams
 
 
 @dataclass
@@ -59,6 +83,25 @@ class BeamSearch:
         if not going_on or self._cannot_improve([branch.beam for branch in going_on]):
             return []
         return going_on
+
+    def follow(self, step: BeamStep, beams: list[Sequence], token_bytes: list[bytes]) -> bool:
+        """Move the tokens of `beams` as a GPU has chosen, while pages stay with their beams; false if the search has
+        ended, `finished` then holds its result.
+        """
+        for parent, sampled in step.ended:
+            hypothesis = beams[parent].copy()
+            hypothesis.append(sampled.token, sampled.log_prob, token_bytes)
+            self._finish(hypothesis)
+        if not step.going_on:
+            return False
+        before = [(beam.output, beam.log_probs, beam.cache_indirection) for beam in beams]
+        for place, (parent, sampled) in enumerate(step.going_on):
+            output, log_probs, indirection = before[parent]
+            beam = beams[place]
+            beam.output, beam.log_probs = [*output, sampled.token], [*log_probs, sampled.log_prob]
+            if indirection is not None and len(indirection) == len(output):  # else the pages have been given back
+                beam.cache_indirection = [*indirection, place]
+        return not self._cannot_improve(beams)
 
     def result(self) -> list[Sequence]:
         """The `beam_width` best hypotheses, best first; the last one repeated if there are not that many."""

@@ -8,10 +8,10 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Protocol
 
 from gptj_triton.checkpoint.model_config import ModelConfig
-from gptj_triton.engine.beam import BeamSearch
+from gptj_triton.engine.beam import BeamSearch, BeamStep
 from gptj_triton.engine.kv_pages import PagePool
 from gptj_triton.engine.metrics import EngineMetrics
-from gptj_triton.engine.runner import Launched
+from gptj_triton.engine.runner import Choice, Launched
 from gptj_triton.engine.sampling_params import Limits, SamplingParams
 from gptj_triton.engine.scheduler import Scheduled, Scheduler
 from gptj_triton.engine.sequence import Sampled, Sequence
@@ -28,7 +28,7 @@ class Runner(Protocol):
     def steps_ahead(self) -> int: ...
     def can_run_ahead(self, sequences: Iterable[Sequence]) -> bool: ...
     def launch(self, step: list[Scheduled]) -> Launched: ...
-    def collect(self, launched: Launched) -> list[tuple[Sequence, list[Sampled]]]: ...
+    def collect(self, launched: Launched) -> list[tuple[Sequence, Choice]]: ...
     def close(self) -> None: ...
 
 
@@ -128,7 +128,11 @@ class Engine:
         if step:
             began = self._clock()
             self._count_step(step, began)
-            self._launched.append((self._runner.launch(step), began))
+            launched = self._runner.launch(step)
+            self._launched.append((launched, began))
+            for prompt in launched.spread:
+                self._searches[prompt.key] = BeamSearch(prompt.params)
+                self.scheduler.replace([prompt], prompt.group)
         return ended + self._collect(leave=self._runner.steps_ahead if step else 0)
 
     def test(self) -> None:
@@ -158,12 +162,16 @@ class Engine:
             ended += self._take(chosen)
         return ended
 
-    def _take(self, chosen: list[tuple[Sequence, list[Sampled]]]) -> list[list[Sequence]]:
+    def _take(self, chosen: list[tuple[Sequence, Choice]]) -> list[list[Sequence]]:
         ended: list[list[Sequence]] = []
         beams: dict[Hashable, list[tuple[Sequence, list[Sampled]]]] = {}
-        live = [(sequence, choices) for sequence, choices in chosen if sequence.finish_reason is None]
-        self._count_tokens([sequence for sequence, _ in live])
+        live = [(sequence, choices) for sequence, choices in chosen if sequence.group[0].finish_reason is None]
+        self._count_tokens([each for sequence, choices in live for each in _who_continues(sequence, choices)])
         for sequence, choices in live:
+            if isinstance(choices, BeamStep):
+                if result := self._follow(sequence.group, choices):
+                    ended.append(result)
+                continue
             if sequence.params.beam_width > 1:
                 beams.setdefault(sequence.key, []).append((sequence, choices))
                 continue
@@ -198,6 +206,16 @@ class Engine:
                 metrics.time_to_first_token_seconds.observe(now - each.submitted_at)
             each.token_at = now
 
+    def _follow(self, beams: list[Sequence], step: BeamStep) -> list[Sequence]:
+        """Let a search's beams take the tokens that a GPU chose for them; returns the search's result if it ended."""
+        search = self._searches[beams[0].key]
+        if search.follow(step, beams, self._token_bytes):
+            return []
+        for beam in beams:
+            beam.finish_reason = "length"  # so that what a step under way chooses for it is dropped
+        self.scheduler.remove(beams)
+        return self._searches.pop(beams[0].key).result()
+
     def _branch(self, candidates: list[tuple[Sequence, list[Sampled]]]) -> list[Sequence]:
         """Put a search's next beams in the place of those that the step computed; returns its result if it ended."""
         first = candidates[0][0]
@@ -210,3 +228,8 @@ class Engine:
             branch.beam.group = beams
         self.scheduler.replace(first.group, beams)
         return [] if beams else self._searches.pop(first.key).result()
+
+
+def _who_continues(sequence: Sequence, choices: Choice) -> list[Sequence]:
+    """The sequences for which something was chosen: one, or the beams of a search that a GPU advances as a whole."""
+    return sequence.group if isinstance(choices, BeamStep) else [sequence]

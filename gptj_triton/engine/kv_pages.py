@@ -77,7 +77,7 @@ class PagePool:
             self._leave(page)
         for _ in range(missing):
             sequence.pages.append(self._take())
-        for index in range(first_written, min(num_tokens, sequence.num_known) // self.page_size):
+        for index in range(first_written, min(num_tokens, sequence.num_settled) // self.page_size):
             self._coming.add(self._key(sequence, index))
         return True
 
@@ -86,7 +86,7 @@ class PagePool:
         under way are done; full pages are shared once all of their tokens are known.
         """
         sequence.num_cached += num_tokens
-        full = min(sequence.num_cached, sequence.num_known) // self.page_size
+        full = min(sequence.num_cached, sequence.num_settled) // self.page_size
         for index in range(sequence.num_shared, full):
             key, page = self._key(sequence, index), sequence.pages[index]
             if key not in self._page_of:
@@ -107,6 +107,8 @@ class PagePool:
             self._leave(page)
         sequence.pages = []
         sequence.num_cached = sequence.num_shared = 0
+        if sequence.cache_indirection is not None:
+            sequence.cache_indirection, sequence.search_slot, sequence.page_keys = [], -1, []
 
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:
         """Assert that every page is free, or used by as many of `sequences` as is counted, and every key leads back."""

@@ -10,12 +10,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from gptj_triton.engine.beam import BeamStep
 from gptj_triton.engine.kv_pages import PagePool
 from gptj_triton.engine.scheduler import Scheduled
 from gptj_triton.engine.sequence import Sampled, Sequence
 from gptj_triton.engine.step_plan import StepPlan, plan_step
 
-Choices = list[list[Sampled]]  # for each sequence what was chosen: one token, or the best ones of a beam
+# What was chosen for a sequence: one token; the best ones of a beam, of which the host chooses; or what a GPU chose for
+# all beams of a search.
+Choice = list[Sampled] | BeamStep
 
 
 class Model(Protocol):
@@ -50,18 +53,33 @@ class Sampler(Protocol):
     def can_run_ahead(self, sequences: Iterable[Sequence]) -> bool:
         """Whether the step after one of `sequences` can be launched before that one's tokens are known."""
 
-    def start(self, logits: Tensor, sequences: list[Sequence]) -> Callable[[], Choices]:
-        """Begin to choose from float32 `logits` [sequences, V], which the next step may overwrite; what is returned
-        waits for the result.
-        """
+    def prepare(self, sequences: Iterable[Sequence]) -> None:
+        """Make ready for a step of `sequences`, before it is computed."""
+
+    def start(self, logits: Tensor, sequences: list[Sequence]) -> Started:
+        """Begin to choose from float32 `logits` [sequences, V], which the next step may overwrite."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """A choice that has begun. `wait` returns pairs: a sequence, the first one for all beams of a search that a GPU
+    chooses, and what was chosen.
+
+    `places` are the sequences that get the tokens to which the next plan may refer. `spread` are prompts that have
+    become searches now: their beams, the `group` of each, are to use its pages.
+    """
+
+    wait: Callable[[], list[tuple[Sequence, Choice]]]
+    places: list[Sequence]
+    spread: list[Sequence]
 
 
 @dataclass(frozen=True)
 class Launched:
-    """A step in flight. `wait` returns what was chosen for each of `sequences`."""
+    """A step in flight. `wait` is that of Started, and `spread` too."""
 
-    sequences: list[Sequence]
-    wait: Callable[[], Choices]
+    wait: Callable[[], list[tuple[Sequence, Choice]]]
+    spread: list[Sequence]
 
 
 class ModelRunner:
@@ -71,7 +89,7 @@ class ModelRunner:
         self.pool = pool
         self._model = model
         self._sampler = sampler
-        self._sampled: list[Sequence] = []  # by the last step
+        self._sampled: list[Sequence] = []  # those that got tokens of the last step, in order
 
     @property
     def device(self) -> str:
@@ -88,17 +106,25 @@ class ModelRunner:
     @torch.inference_mode()
     def launch(self, step: SequenceOf[Scheduled]) -> Launched:
         """Begin to compute a step that is not empty."""
+        self._sampler.prepare(scheduled.sequence for scheduled in step)
         plan, sampling = plan_step(step, self.pool, self._sampled)
         logits = self._model.forward(plan)
         for scheduled in step:
             self.pool.computed(scheduled.sequence, scheduled.num_tokens)
-        self._sampled = sampling
-        return Launched(sampling, self._sampler.start(logits, sampling) if sampling else list)
+        if not sampling:
+            self._sampled = []
+            return Launched(list, [])
+        started = self._sampler.start(logits, sampling)
+        for prompt in started.spread:
+            for beam in prompt.group:
+                self.pool.fork(prompt, beam)
+        self._sampled = started.places
+        return Launched(started.wait, started.spread)
 
     @torch.inference_mode()
-    def collect(self, launched: Launched) -> list[tuple[Sequence, list[Sampled]]]:
-        """The sequences that get a new token, each with what was chosen for it."""
-        return list(zip(launched.sequences, launched.wait(), strict=True))
+    def collect(self, launched: Launched) -> list[tuple[Sequence, Choice]]:
+        """What was chosen in a step, and for which sequences: see Started."""
+        return launched.wait()
 
     def close(self) -> None:
         """End the model's other processes, if it has some."""

@@ -8,11 +8,12 @@ and top-p keep all tokens that tie with the last one kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from gptj_triton.engine.runner import Started
 from gptj_triton.engine.sequence import Sampled, Sequence
 
 _MASK = (1 << 64) - 1
@@ -27,9 +28,12 @@ class HostSampler:
         """Never: the next step waits for the tokens."""
         return False
 
-    def start(self, logits: Tensor, sequences: list[Sequence]) -> Callable[[], list[list[Sampled]]]:
+    def prepare(self, sequences: Iterable[Sequence]) -> None:
+        """Nothing is kept from step to step."""
+
+    def start(self, logits: Tensor, sequences: list[Sequence]) -> Started:
         """Sample from float32 `logits` [sequences, V] when the result is waited for."""
-        return lambda: sample(logits, sequences)
+        return Started(lambda: [*zip(sequences, sample(logits, sequences), strict=True)], sequences, [])
 
 
 def sample(logits: Tensor, sequences: list[Sequence]) -> list[list[Sampled]]:

@@ -43,6 +43,10 @@ class Sequence:
     `group` holds the sequences that must decode in the same step: this one alone, or all beams of a search.
     `in_flight` counts tokens that steps under way will add: they have a position, but nobody knows them yet. Moments
     are those of time.monotonic(), 0 for what has not happened.
+
+    A GPU that chooses the beams of a search leaves K and V where they are: each beam writes to its own pages, whatever
+    it continues. `cache_indirection` then says for each token of the output in whose pages of the `group` its K and V
+    are; it is None for all other sequences. `search_slot` is where the GPU keeps the search; -1 for nowhere.
     """
 
     key: Hashable
@@ -56,6 +60,8 @@ class Sequence:
     num_shared: int = 0  # pages that others may use too
     in_flight: int = 0
     group: list[Sequence] = field(default_factory=list)
+    cache_indirection: list[int] | None = None
+    search_slot: int = -1
     top_p: float = 1.0
     finish_reason: str | None = None
     submitted_at: float = field(default_factory=time.monotonic)
@@ -95,6 +101,11 @@ class Sequence:
         return self.num_tokens - self.num_cached
 
     @property
+    def num_settled(self) -> int:
+        """Known tokens whose K and V its pages hold for good once they are computed."""
+        return self.num_known if self.cache_indirection is None else len(self.prompt)
+
+    @property
     def decoding(self) -> bool:
         """True when one token is left to compute, the one sampled last."""
         return self.num_cached > 0 and self.num_uncached == 1
@@ -114,6 +125,7 @@ class Sequence:
         twin = copy.copy(self)  # shares its compiled word lists
         twin.output, twin.log_probs, twin.page_keys = self.output[:], self.log_probs[:], self.page_keys[:]
         twin.pages, twin.num_cached, twin.num_shared, twin.in_flight = [], 0, 0, 0
+        twin.cache_indirection, twin.search_slot = None, -1
         twin.group = [twin]
         return twin
 

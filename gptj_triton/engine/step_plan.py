@@ -27,6 +27,17 @@ class GroupPlan(msgspec.Struct):
     tables: list[list[int]]
 
 
+class SearchPlan(msgspec.Struct):
+    """A search whose beams a GPU chooses: `width` rows side by side from `first_row` on, one new token each. `slot` is
+    where the GPU keeps the search. Each row's table leads to pages of its own behind the `prompt_length` first tokens.
+    """
+
+    first_row: int
+    width: int
+    slot: int
+    prompt_length: int
+
+
 class StepPlan(msgspec.Struct):
     """What is computed: token ids, their positions, and the page and slot that takes the K and V of each, all [T].
     Instead of an id, -1 - i stands for the i-th token that the step before samples.
@@ -41,6 +52,7 @@ class StepPlan(msgspec.Struct):
     groups: list[GroupPlan]
     last_rows: list[int]
     copies: list[tuple[int, int]]
+    searches: list[SearchPlan] = []
 
 
 def plan_step(
@@ -69,6 +81,11 @@ def plan_step(
             group.tables.append(sequence.pages[:table_size] + [0] * (table_size - len(sequence.pages)))
             group.starts.append(start)
             if scheduled.samples:
+                if sequence.cache_indirection is not None and sequence is sequence.group[0]:
+                    width, prompt_length = len(sequence.group), len(sequence.prompt)
+                    plan.searches.append(
+                        SearchPlan(len(plan.token_ids) - 1, width, sequence.search_slot, prompt_length)
+                    )
                 plan.last_rows.append(len(plan.token_ids) - 1)
         plan.groups.append(group)
     return plan, [scheduled.sequence for scheduled in ordered if scheduled.samples]

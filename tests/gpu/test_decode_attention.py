@@ -38,7 +38,9 @@ def decode(
     size = decode_workspace_size(rows, shape.heads, shape.head_size, launch)
     workspace = torch.full((size + 5,), float("nan"), device=device)
     where = torch.tensor(positions, dtype=torch.int32, device=device)
-    decode_attention(projected, layer.cache, layer.tables, where, layer.cos, layer.sin, activations, workspace, launch)
+    decode_attention(
+        projected, layer.cache, layer.tables, where, layer.cos, layer.sin, activations, workspace, launch=launch
+    )
     return activations, layer
 
 

@@ -20,8 +20,18 @@ from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.eager import model_rank
 from gptj_triton.engine.eager.sharded_model import ShardedModel
 from gptj_triton.engine.engine import Engine
-from gptj_triton.engine.gpu import decode_attention, matrix, prefill_attention, quantize, residual, sampling
+from gptj_triton.engine.gpu import (
+    beam_attention,
+    beam_choice,
+    decode_attention,
+    matrix,
+    prefill_attention,
+    quantize,
+    residual,
+    sampling,
+)
 from gptj_triton.engine.gpu import model as gpu_model
+from gptj_triton.engine.gpu.kv_cache import GpuKVCache
 from gptj_triton.engine.gpu.weights import GpuWeights, load_gpu_weights
 from gptj_triton.engine.kv_cache import PAGE_SIZE
 from gptj_triton.engine.kv_pages import PagePool
@@ -87,6 +97,84 @@ def test_tokens_are_those_of_plain_torch_and_of_a_request_alone(config: EngineCo
     assert same >= (24 if config.data_type == "fp32" else 20)
 
 
+def searches(count: int) -> list[tuple[list[int], SamplingParams]]:
+    """Beams of many kinds that the GPU chooses; some that the host does, and requests without beams, between them."""
+    chance = random.Random(7)
+    made = []
+    for number in range(count):
+        prompt = chance.choices(range(END), k=chance.choice([1, 2, 15, 16, 17, 60, 130]))
+        fields: dict[str, Any] = {
+            "request_output_len": chance.randint(2, 50),
+            "end_ids": (END, *chance.sample(range(END), chance.randint(0, 3))),
+            "beam_width": chance.choice([2, 3, 4, 8]),
+            "len_penalty": chance.choice([0.0, 1.0, -0.5]),
+            "beam_search_diversity_rate": chance.choice([0.0, -0.3]),
+            "temperature": chance.choice([1.0, 0.5]),
+        }
+        if number % 5 == 1:
+            fields |= {"beam_width": 1, "runtime_top_p": 0.9, "random_seed": number}
+        if number % 11 == 3:
+            fields["repetition_penalty"] = 1.2
+        if number % 7 == 2:
+            fields["min_length"] = 2
+        made.append((prompt, SamplingParams(**fields)))
+    return made
+
+
+@pytest.mark.parametrize(("pages", "places"), [(0, 64), (140, 64), (0, 12)])
+def test_beams_are_those_of_the_host(pages: int, places: int) -> None:
+    """In fp32: all of them, with log-probabilities, also where pages and places are few and searches begin again."""
+    made = searches(40)
+    config = EngineConfig(
+        str(STORYTELLER), data_type="fp32", device="cuda", kv_cache_gib=2.0, max_sequences=places, step_tokens=96
+    )
+    if pages:
+        config = msgspec.structs.replace(config, kv_cache_gib=pages * page_bytes(config) / 2**30)
+    engine = load_engine(config)
+    found, preemptions = results(engine, made)
+    assert not pages or preemptions > 10, "nobody had to give way"
+    model_config = ModelConfig.read(config.checkpoint)
+    config = msgspec.structs.replace(config, kv_cache_gib=2.0)
+    plain = assemble(config, model_config, ShardedModel(config, model_config), HostSampler())
+    expected, _ = results(plain, made)
+    for number, (mine, others) in enumerate(zip(found, expected, strict=True)):
+        assert [beam.output for beam in mine] == [beam.output for beam in others], number
+        assert [beam.finish_reason for beam in mine] == [beam.finish_reason for beam in others], number
+        for beam, other in zip(mine, others, strict=True):
+            assert beam.log_probs == pytest.approx(other.log_probs, abs=1e-3)
+
+
+def page_bytes(config: EngineConfig) -> int:
+    return GpuKVCache.page_bytes(ModelConfig.read(config.checkpoint), torch.float32)
+
+
+def results(engine: Engine, made: list[tuple[list[int], SamplingParams]]) -> tuple[list[list[Sequence]], int]:
+    """All sequences of each request, and how often one had to give way; some others are cancelled on their way."""
+    found: dict[Any, list[Sequence]] = {}
+    for number, (prompt, params) in enumerate(made):
+        engine.submit(Sequence(number, prompt, params))
+        engine.submit(Sequence(("cancelled", number), prompt[::-1], params))
+    step = 0
+    while engine.busy:
+        found |= {ended[0].key: ended for ended in engine.step()}
+        engine.check_integrity()
+        step += 1
+        cancelled = engine.cancel(("cancelled", step // 2))
+        assert len(cancelled) in (0, made[min(step // 2, len(made) - 1)][1].beam_width)
+    return [found[number] for number in range(len(made))], engine.metrics.num_preemptions_total
+
+
+def test_beams_of_many_searches_stay_those_of_one_alone() -> None:
+    """In fp16, beside others and alone: but for near-ties, the same."""
+    made = [each for each in searches(24) if each[1].beam_width > 1]
+    engine = load_engine(
+        EngineConfig(str(STORYTELLER), data_type="fp16", device="cuda", kv_cache_gib=2.0, max_sequences=128)
+    )
+    found = run(engine, made)
+    alone = [run(engine, [one])[0] for one in made]
+    assert sum(map(operator.eq, found, alone)) >= len(made) - 3
+
+
 @pytest.mark.parametrize(
     ("data_type", "int8_mode", "cache"),
     [("fp16", 0, "auto"), ("fp8", 0, "auto"), ("fp8", 0, "fp8"), ("fp16", 1, "auto"), ("fp16", 0, "fp8")],
@@ -101,12 +189,22 @@ def test_no_kernel_is_compiled_once_the_engine_is_there(data_type: str, int8_mod
         prompts = [chance.choices(range(END), k=chance.randint(20, 90)) for _ in range(count)]
         run(engine, [(prompt, SamplingParams(request_output_len=3, end_ids=(END,))) for prompt in prompts])
     run(engine, requests())
+    run(engine, searches(12))
     assert compiled_kernels() == before
 
 
 def compiled_kernels() -> dict[str, int]:
     """How many variants of each kernel there are."""
-    modules = (decode_attention, matrix, prefill_attention, quantize, residual, sampling)
+    modules = (
+        beam_attention,
+        beam_choice,
+        decode_attention,
+        matrix,
+        prefill_attention,
+        quantize,
+        residual,
+        sampling,
+    )
     kernels = [each for module in modules for each in vars(module).values() if isinstance(each, JITFunction)]
     variants = {
         kernel.fn.__name__: sum(len(caches[0]) for caches in kernel.device_caches.values()) for kernel in kernels

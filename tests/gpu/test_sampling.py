@@ -248,7 +248,7 @@ def test_rows_begin_anew_after_the_host_chose_their_tokens() -> None:
     expect_the_same(make_logits(5, 0), sequences, state)
     for sequence, [chosen] in zip(sequences, sample_on_host(make_logits(5, 1), sequences), strict=True):
         sequence.append(chosen.token, chosen.log_prob, [])
-    state.clear()
+    state.load([])
     state.load(sequences)
     expect_the_same(make_logits(5, 2), sequences, state)
 
@@ -332,7 +332,7 @@ def test_a_captured_step_gives_what_the_host_gives() -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         tokens, _ = sample(logits, state, work)
-    state.clear()
+    state.load([])
     state.load(sequences)
     for step in range(4):
         given = make_logits(8, step)

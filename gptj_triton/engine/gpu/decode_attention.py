@@ -3,6 +3,7 @@
 B rows of a bucket, of which the dead ones have position -1; D head size, a power of two from 16 up; A = heads * D and F
 the inner size, of this rank; PAGE tokens a page. Two kernels: the first reads each row's K and V once, cut into splits
 that run side by side (Dao et al., 2023, Flash-Decoding), the second adds the splits up and applies GELU on the way.
+Rows that are beams of a search go through a kernel of their own instead of the first (see beam_attention).
 Grids and shapes depend on the bucket alone, and no result on the other rows.
 """
 
@@ -14,12 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gptj_triton.engine.gpu.functions import gelu_tanh, scale_to_float8
+from gptj_triton.engine.gpu.beam_attention import attend_beams, splits_of_search, working_splits
+from gptj_triton.engine.gpu.beam_rows import BeamRows
+from gptj_triton.engine.gpu.functions import LOG2_E, LOWEST, gelu_tanh, scale_to_float8
 from gptj_triton.engine.gpu.kv_cache import LayerCache
 from gptj_triton.engine.gpu.overlap import let_next_begin, overlap, wait_for_last
-
-LOG2_E = tl.constexpr(1.4426950408889634)
-LOWEST = tl.constexpr(-1e30)
 
 
 class DecodeLaunch(NamedTuple):
@@ -47,16 +47,18 @@ def decode_launch(rows: int) -> DecodeLaunch:
     return DecodeLaunch(least_pages=1, warps=2) if rows == 1 else DecodeLaunch()
 
 
-def decode_splits(rows: int, heads: int, launch: DecodeLaunch | None = None) -> int:
-    """Splits of a context in a bucket of `rows`: a power of two."""
+def decode_splits(rows: int, heads: int, launch: DecodeLaunch | None = None, with_beams: bool = False) -> int:
+    """Splits of a context in a bucket of `rows`: a power of two. `with_beams`: four rows are taken for one search."""
     launch = launch or decode_launch(rows)
+    if with_beams:
+        rows = max(1, rows // 4)
     wanted = triton.next_power_of_2(-(-launch.programs // (rows * heads)))
     return int(min(wanted, launch.most_splits))
 
 
 def decode_workspace_size(rows: int, heads: int, head_size: int, launch: DecodeLaunch | None = None) -> int:
     """float32 numbers that `decode_attention` needs for its partial results; a larger workspace does as well."""
-    return rows * heads * decode_splits(rows, heads, launch) * (head_size + 2)
+    return rows * heads * decode_splits(rows, heads, launch, with_beams=True) * (head_size + 2)
 
 
 def decode_attention(
@@ -68,6 +70,7 @@ def decode_attention(
     sin: Tensor,
     activations: Tensor,
     workspace: Tensor,
+    beams: BeamRows | None = None,
     launch: DecodeLaunch | None = None,
 ) -> None:
     """Write each live row's K and V to the cache, and its attention and GELU to `activations` [B, A + F].
@@ -75,13 +78,14 @@ def decode_attention(
     `projected` [B, 3A + F], contiguous: q, k, v, fc_in, not yet rotated, and left so. All of `cache` is contiguous.
     `tables` int32 [B, P]: pages in order, of which no entry is read beyond the row's position. `positions` int32 [B].
     `cos`, `sin` float32 [context, rotary_dim / 2]. `workspace` float32, `decode_workspace_size` numbers or more. A dead
-    row's activations stay as they are, and nothing of it is read.
+    row's activations stay as they are, and nothing of it is read. `beams` says which rows are beams, None: there are
+    none.
     """
     rows, (_, heads, page, head_size) = projected.shape[0], cache.keys.shape
     launch = launch or decode_launch(rows)
     attended = heads * head_size
     inner = projected.shape[1] - 3 * attended
-    splits = decode_splits(rows, heads, launch)
+    splits = decode_splits(rows, heads, launch, beams is not None)
     parts = rows * heads * splits
     partial, maxima, sums = workspace[: parts * (head_size + 2)].split((parts * head_size, parts, parts))
     _attend_kernel[rows, heads, splits](
@@ -91,6 +95,7 @@ def decode_attention(
         tables,
         tables.stride(0),
         positions,
+        beams.inputs if beams else None,
         cos,
         sin,
         partial,
@@ -107,18 +112,24 @@ def decode_attention(
         num_warps=launch.warps,
         **overlap(projected.device),
     )
+    if beams:
+        attend_beams(
+            projected, cache, tables, positions, beams, cos, sin, (partial, maxima, sums), splits, launch.least_pages
+        )
     part = min(head_size, max(16, launch.combined // splits))
     attended_blocks = attended // part
     _combine_and_gelu_kernel[rows, attended_blocks + triton.cdiv(inner, launch.columns)](
         projected,
         projected.stride(0),
         positions,
+        beams.inputs if beams else None,
         partial,
         maxima,
         sums,
         activations,
         activations.stride(0),
         inner,
+        rows,
         HEADS=heads,
         D=head_size,
         PAGE=page,
@@ -129,13 +140,6 @@ def decode_attention(
         num_warps=launch.combine_warps,
         **overlap(projected.device),
     )
-
-
-@triton.jit
-def working_splits(position, PAGE: tl.constexpr, SPLITS: tl.constexpr, LEAST_PAGES: tl.constexpr):
-    """How many splits have work for a token at `position`: none at -1, and the first one always otherwise."""
-    shares = tl.cdiv(tl.cdiv(position, PAGE), LEAST_PAGES)
-    return tl.where(position < 0, 0, tl.minimum(tl.maximum(shares, 1), SPLITS))
 
 
 @triton.jit
@@ -162,6 +166,7 @@ def _attend_kernel(
     tables,
     table_stride,
     positions,
+    beams,
     cos,
     sin,
     partial,
@@ -186,6 +191,8 @@ def _attend_kernel(
     let_next_begin(OVERLAPS)
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     position = tl.load(positions + row)
+    if beams is not None:
+        position = tl.where(tl.load(beams + row) >= 0, -1, position)
     working = working_splits(position, PAGE, SPLITS, LEAST_PAGES)
     if split >= working:
         wait_for_last(OVERLAPS)
@@ -265,17 +272,19 @@ def _attend_kernel(
     tl.store(sums + part, tl.sum(weight_sums * rescale, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _combine_and_gelu_kernel(
     projected,
     projected_stride,
     positions,
+    beams,
     partial,
     maxima,
     sums,
     activations,
     activations_stride,
     inner,
+    rows,
     HEADS: tl.constexpr,
     D: tl.constexpr,
     PAGE: tl.constexpr,
@@ -289,7 +298,12 @@ def _combine_and_gelu_kernel(
     let_next_begin(OVERLAPS)
     wait_for_last(OVERLAPS)
     row, block = tl.program_id(0), tl.program_id(1)
-    working = working_splits(tl.load(positions + row), PAGE, SPLITS, LEAST_PAGES)
+    position = tl.load(positions + row)
+    working = working_splits(position, PAGE, SPLITS, LEAST_PAGES)
+    if beams is not None:
+        search = tl.load(beams + row)
+        if search >= 0:
+            working = splits_of_search(beams + rows, search, position, PAGE, SPLITS, LEAST_PAGES)
     if working == 0:
         return
     out = activations + row.to(tl.int64) * activations_stride

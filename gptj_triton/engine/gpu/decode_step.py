@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gptj_triton.engine.device import FLOAT8
+from gptj_triton.engine.gpu.beam_rows import BeamRows, beam_inputs, beam_inputs_size
 from gptj_triton.engine.gpu.decode_attention import decode_attention, decode_workspace_size
 from gptj_triton.engine.gpu.graphs import GpuParts, capture
 from gptj_triton.engine.gpu.kv_cache import GpuKVCache
@@ -40,13 +41,14 @@ class Buffers:
     """What the step of one bucket of B rows reads and writes, always in the same place.
 
     `tokens`, `positions` [B] and `tables` [B, P] are views of `inputs`, int32, which the host fills: a token is an id,
-    or -1 - i for `sampled[i]`; a row that is not used has position -1.
+    or -1 - i for `sampled[i]`; a row that is not used has position -1. `beams` are read by steps with searches alone.
     """
 
     inputs: Tensor
     tokens: Tensor
     positions: Tensor
     tables: Tensor
+    beams: BeamRows
     residual: Tensor  # [B, H] float32
     normed: Rows  # [B, H]
     projected: Tensor  # [B, 3A + F]
@@ -68,7 +70,7 @@ class DecodeStep:
         model = parts.model
         workspace = max(decode_workspace_size(rows, model.num_heads, model.head_size) for rows in self._buckets)
         self._workspace = torch.empty(workspace, device=parts.device)
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}  # with searches, and without
 
     def capture(self, cache: GpuKVCache) -> None:
         """From now on, `run` runs graphs, over this cache."""
@@ -76,13 +78,16 @@ class DecodeStep:
         stream = torch.cuda.Stream(self._parts.device)
         graph, reported = None, time.monotonic()
         for done, (rows, buffers) in enumerate(self._buffers.items()):
+            buffers.beams.inputs.fill_(-1)
             if time.monotonic() - reported > PROGRESS_SECONDS:
                 reported = time.monotonic()
                 log.info("compiling kernels, once for this GPU: %d of %d batch sizes done", done, len(self._buckets))
             buffers.positions.fill_(-1)
             buffers.tokens.zero_()
-            graph, _ = capture(partial(self._compute, buffers, cache), stream, graph)
-            self._graphs[rows] = graph
+            for with_searches in (False, True) if rows > 1 else (False,):
+                compute = partial(self._compute, buffers, cache, with_searches)
+                graph, _ = capture(compute, stream, graph)
+                self._graphs[rows, with_searches] = graph
 
     def run(self, plan: StepPlan, groups: list[GroupPlan], cache: GpuKVCache) -> Tensor:
         """Queue the step of `groups`, the first of the plan; returns float32 logits [rows, V] until the next step."""
@@ -95,13 +100,16 @@ class DecodeStep:
         inputs[rows + count : 2 * rows] = -1
         fill_page_tables(inputs[2 * rows :].reshape(rows, width), groups)
         fill(buffers.inputs, inputs)
-        if rows in self._graphs:
-            self._graphs[rows].replay()
+        with_searches = len(plan.searches) > 0
+        if with_searches:
+            fill(buffers.beams.inputs, beam_inputs(plan.searches, rows))
+        if (rows, with_searches) in self._graphs:
+            self._graphs[rows, with_searches].replay()
         else:
-            self._compute(buffers, cache)
+            self._compute(buffers, cache, with_searches)
         return buffers.logits[:count]
 
-    def _compute(self, buffers: Buffers, cache: GpuKVCache) -> None:
+    def _compute(self, buffers: Buffers, cache: GpuKVCache, with_searches: bool) -> None:
         """The step of a bucket, from its inputs to its logits."""
         parts, weights, eps = self._parts, self._parts.weights, self._parts.model.layer_norm_eps
         embed(buffers.tokens, parts.sampled, weights.embedding, buffers.residual)
@@ -119,6 +127,7 @@ class DecodeStep:
                 parts.sin,
                 buffers.activations,
                 self._workspace,
+                buffers.beams if with_searches else None,
             )
             if buffers.last.scales is not None:
                 quantize_rows(buffers.activations, buffers.last.values, buffers.last.scales)
@@ -154,6 +163,9 @@ class DecodeStep:
             tokens=inputs[:rows],
             positions=inputs[rows : 2 * rows],
             tables=inputs[2 * rows :].view(rows, width),
+            beams=BeamRows(
+                shared("inputs of beams", beam_inputs_size(rows), dtype=torch.int32), self._parts.cache_indirection
+            ),
             residual=shared("residual", rows, hidden, dtype=torch.float32),
             normed=normed,
             projected=shared("projected", rows, 3 * hidden + inner),

@@ -8,6 +8,8 @@ import triton.language as tl
 from gptj_triton.engine.device import FLOAT8
 from gptj_triton.engine.gpu.weights import LARGEST
 
+LOG2_E = tl.constexpr(1.4426950408889634)
+LOWEST = tl.constexpr(-1e30)  # below all scores, and finite: the difference of two infinities is no number
 LARGEST_FLOAT8 = tl.constexpr(LARGEST[FLOAT8])
 
 

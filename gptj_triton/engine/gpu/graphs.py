@@ -17,8 +17,9 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class GpuParts:
-    """Weights and tables; nothing here changes but `sampled`, int32: the tokens that the step before sampled, to which
-    a plan may refer. `cos`, `sin` float32 [context, rotary_dim / 2]; `table_width` is the most pages of a sequence.
+    """Weights and tables. What changes are `sampled`, int32: the tokens that the step before sampled, to which a plan
+    may refer; and `cache_indirection`, uint8 [slots, MOST_BEAMS, context], of searches (see BeamState). `cos`, `sin`
+    float32 [context, rotary_dim / 2]; `table_width` is the most pages of a sequence.
     """
 
     model: ModelConfig
@@ -26,6 +27,7 @@ class GpuParts:
     cos: Tensor
     sin: Tensor
     sampled: Tensor
+    cache_indirection: Tensor
     table_width: int
 
     @property

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.engine.device import FLOAT8
-from gptj_triton.engine.kv_cache import PAGE_SIZE, copy_pages
+from gptj_triton.engine.gpu.transfer import to_device
+from gptj_triton.engine.kv_cache import PAGE_SIZE
 
 
 class LayerCache(NamedTuple):
@@ -47,5 +48,14 @@ class GpuKVCache:
         return LayerCache(*(tensor[number] for tensor in self._tensors))
 
     def copy_pages(self, pairs: SequenceOf[tuple[int, int]]) -> None:
-        """Copy the content of pages, (from, to) each, in all layers."""
-        copy_pages(self._tensors, pairs)
+        """Copy the content of pages, (from, to) each, in all layers; nothing waits for it.
+
+        A page is the target twice where who took it first was preempted in the same step: the last copy counts.
+        """
+        if not pairs:
+            return
+        last = {target: source for source, target in pairs}
+        targets, sources = to_device([[*last], [*last.values()]], self._tensors[0].device).long()
+        for tensor in self._tensors:
+            content = tensor.view(torch.uint8)  # torch cannot index float8
+            content.index_copy_(1, targets, content.index_select(1, sources))

@@ -6,6 +6,7 @@ import torch
 
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.engine.config import EngineConfig
+from gptj_triton.engine.gpu.beam_state import BeamState
 from gptj_triton.engine.gpu.model import GpuModel
 from gptj_triton.engine.gpu.sampler import GpuSampler
 from gptj_triton.engine.gpu.sampling_state import SamplingState
@@ -17,4 +18,4 @@ def load_gpu_model(
     """ConfigError when the weights cannot be loaded."""
     state = SamplingState(config.max_sequences, model_config.vocab_size, device)
     model = GpuModel(config, model_config, device)
-    return model, GpuSampler(state, model.keep_sampled)
+    return model, GpuSampler(state, BeamState(model.cache_indirection), model.keep_sampled)

@@ -17,6 +17,7 @@ from gptj_triton.checkpoint.data_types import FP8
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.device import FLOAT8, compute_type, memory_left
+from gptj_triton.engine.gpu.beam_state import MOST_BEAMS
 from gptj_triton.engine.gpu.decode_step import DecodeStep
 from gptj_triton.engine.gpu.graphs import GpuParts
 from gptj_triton.engine.gpu.kv_cache import GpuKVCache
@@ -44,6 +45,13 @@ class GpuModel:
             cos=rotations.real.contiguous(),
             sin=rotations.imag.contiguous(),
             sampled=torch.zeros(2 * config.max_sequences, dtype=torch.int32, device=device),
+            cache_indirection=torch.zeros(
+                max(1, config.max_sequences // 2),  # a search has two beams at least
+                MOST_BEAMS.value,
+                model.context_length,
+                dtype=torch.uint8,
+                device=device,
+            ),
             table_width=-(-model.context_length // (16 * PAGE_SIZE)) * 16,  # kernels like round numbers
         )
         self._decode = DecodeStep(self._parts, config.max_sequences)
@@ -55,6 +63,11 @@ class GpuModel:
     @property
     def device(self) -> torch.device:
         return self._parts.device
+
+    @property
+    def cache_indirection(self) -> Tensor:
+        """What the decode step reads of searches, and who chooses beams writes."""
+        return self._parts.cache_indirection
 
     @property
     def page_bytes(self) -> int:

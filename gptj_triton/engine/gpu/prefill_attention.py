@@ -15,8 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gptj_triton.engine.gpu.decode_attention import LOG2_E
-from gptj_triton.engine.gpu.functions import scale_to_float8
+from gptj_triton.engine.gpu.functions import LOG2_E, scale_to_float8
 from gptj_triton.engine.gpu.kv_cache import LayerCache
 
 

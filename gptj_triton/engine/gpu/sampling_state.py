@@ -79,17 +79,18 @@ class Work:
 
     @staticmethod
     def of(params: SequenceOf[SamplingParams]) -> Work:
-        drawn = [one for one in params if not one.greedy]
+        """Beams need their logits scaled and kept, as draws do."""
+        drawn = [one for one in params if one.beam_width == 1 and not one.greedy]
         return Work(
             counts=any(map(_needs_counts, params)),
-            draws=bool(drawn),
+            draws=bool(drawn) or any(one.beam_width > 1 for one in params),
             searches=any(one.top_k or one.top_p < 1.0 or one.top_p_decay < 1.0 or one.min_p > 0.0 for one in drawn),
         )
 
 
 def can_sample_on_device(params: SamplingParams) -> bool:
-    """False for what only the host's sampler does: beams, bad words of several tokens, and a minimum length with more
-    than MOST_END_IDS end ids.
+    """False for what only the host's sampler does: beams (but see can_choose_on_device), bad words of several tokens,
+    and a minimum length with more than MOST_END_IDS end ids.
     """
     few_end_ids = params.min_length == 0 or len(params.end_ids) <= MOST_END_IDS.value
     return params.beam_width == 1 and few_end_ids and all(len(word) == 1 for word in params.bad_words_list)
@@ -102,8 +103,9 @@ def _needs_counts(params: SamplingParams) -> bool:
 class SamplingState:
     """What `sample` knows of the rows, and the memory it works in; the same for every number of rows B <= R.
 
-    `tokens` int32 [R] and `log_probs` float32 [R] are the last step's results. `counts` int32 [R, V] says how often a
-    token stands in a sequence, -1 for one that is banned; only rows with penalties or bad words have a slot in it.
+    `tokens` int32 [2R] and `log_probs` float32 [R] are the last step's results; behind those of the rows is room for
+    the tokens of beams that begin. `counts` int32 [R, V] says how often a token stands in a sequence, -1 for one that
+    is banned; only rows with penalties or bad words have a slot in it.
     """
 
     def __init__(self, max_rows: int, vocab_size: int, device: torch.device, blocks: Blocks | None = None) -> None:
@@ -111,7 +113,7 @@ class SamplingState:
         self.vocab_size = vocab_size
         self.device = device
         self.work = Work()
-        self._sequences: list[Sequence] = []
+        self._sequences: list[Sequence | None] = []
         self._slots: dict[Sequence, int] = {}
         self._free_slots = list(range(max_rows))
         chunks = triton.cdiv(vocab_size, self.blocks.chunk)
@@ -124,7 +126,7 @@ class SamplingState:
         self._facts[0] = -1
         self.whole, self.real = self._facts[:NUM_INTS], self._facts[NUM_INTS:].view(torch.float64)
         self.counts = zeros(max_rows, vocab_size)
-        self.tokens = zeros(max_rows)
+        self.tokens = zeros(2 * max_rows)
         self.log_probs = zeros(max_rows, dtype=torch.float32)
         self.chunk_max = zeros(max_rows, chunks, dtype=torch.float32)
         self.chunk_best = zeros(max_rows, chunks)
@@ -138,10 +140,11 @@ class SamplingState:
 
     @property
     def max_rows(self) -> int:
-        return self.tokens.shape[0]
+        return self.log_probs.shape[0]
 
-    def load(self, sequences: SequenceOf[Sequence]) -> None:
-        """Make `sequences` the rows of the steps to come, in this order; nothing waits for the GPU.
+    def load(self, sequences: SequenceOf[Sequence | None]) -> None:
+        """Make `sequences` the rows of the steps to come, in this order; nothing waits for the GPU. A row of None is
+        left alone.
 
         One that was a row until now goes on from what the GPU knows of it, for the host may lag behind. Any other
         begins with what is known of it here.
@@ -149,15 +152,15 @@ class SamplingState:
         if list(sequences) == self._sequences:
             return
         assert len(sequences) <= self.max_rows
-        old_rows = {sequence: row for row, sequence in enumerate(self._sequences)}
+        old_rows = {sequence: row for row, sequence in enumerate(self._sequences) if sequence}
         self._sequences = list(sequences)
-        self.work = Work.of([sequence.params for sequence in sequences])
-        fresh = [(row, sequence) for row, sequence in enumerate(sequences) if sequence not in old_rows]
+        self.work = Work.of([sequence.params for sequence in sequences if sequence])
+        fresh = [(row, sequence) for row, sequence in enumerate(sequences) if sequence and sequence not in old_rows]
         self._give_slots([sequence for _, sequence in fresh])
         table = np.empty((1 + NUM_INTS + NUM_FLOATS, self.max_rows), np.int64)
         table[1:] = np.array(NOBODY)[:, None]
         table[0] = -1
-        table[0, : len(sequences)] = [old_rows.get(sequence, -1) for sequence in sequences]
+        table[0, : len(sequences)] = [old_rows.get(sequence, -1) if sequence else -1 for sequence in sequences]
         if fresh:
             rows = [row for row, _ in fresh]
             table[1 : 1 + NUM_INTS, rows] = np.array([self._whole_facts(sequence) for _, sequence in fresh], np.int64).T
@@ -168,18 +171,14 @@ class SamplingState:
         carried = self._facts.index_select(1, source.clamp(min=0))
         torch.where(source >= 0, carried, facts, out=self._facts)
 
-    def clear(self) -> None:
-        """Forget all rows, when the host's sampler has chosen tokens for them or for part of them."""
-        self.load([])
-
     def _whole_facts(self, sequence: Sequence) -> list[int]:
         params = sequence.params
         return [
             sequence.num_tokens,
             params.random_seed - (1 << 64 if params.random_seed >> 63 else 0),
-            int(params.greedy),
+            int(params.greedy or params.beam_width > 1),
             params.top_k if params.top_k < self.vocab_size else 0,
-            max(0, params.min_length - len(sequence.output)),
+            max(0, params.min_length - len(sequence.output) - sequence.in_flight),
             self._slots.get(sequence, -1),
             params.top_p_reset_ids,
             *(*params.end_ids, *[-1] * MOST_END_IDS.value)[: MOST_END_IDS.value],
