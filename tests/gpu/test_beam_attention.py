@@ -124,13 +124,13 @@ def test_beams_see_what_they_continue(
 
 
 def test_searches_and_other_rows_share_a_step(device: torch.device) -> None:
-    rows = [5, Search(4, 33, 3), 0, 100, Search(2, 7, 30), Search(3, 64, 1), 16]
+    rows: list[int | Search] = [5, Search(4, 33, 3), 0, 100, Search(2, 7, 30), Search(3, 64, 1), 16]
     check(Shape(dtype=torch.float16), rows, device, DecodeLaunch(programs=128))
 
 
 @needs_rounding
 def test_a_cache_in_float8(device: torch.device) -> None:
-    rows = [5, Search(4, 33, 3), Search(2, 7, 30)]
+    rows: list[int | Search] = [5, Search(4, 33, 3), Search(2, 7, 30)]
     check(Shape(dtype=torch.float16, in_float8=True), rows, device, DecodeLaunch(programs=48))
 
 

@@ -14,7 +14,7 @@ from gptj_triton.bench.capacity.step_times import Step, StepTimes
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.engine.engine import Engine
 from gptj_triton.engine.kv_pages import PagePool
-from gptj_triton.engine.runner import Launched
+from gptj_triton.engine.runner import Choice, Launched
 from gptj_triton.engine.sampling_params import SamplingParams
 from gptj_triton.engine.scheduler import Scheduled
 from gptj_triton.engine.sequence import Sampled, Sequence
@@ -127,19 +127,17 @@ class SimulatedRunner:
         ended_at = self._free_at = max(self._clock.now, self._free_at) + seconds
         self._count(seconds, len(step))
 
-        def wait() -> list[list[Sampled]]:
+        def wait() -> list[tuple[Sequence, Choice]]:
             self._clock.now = max(self._clock.now, ended_at)
-            return [CHOSEN] * len(sampling)
+            for sequence in sampling:
+                sequence.in_flight -= 1
+                self.token_times[sequence.key].append(self._clock.now)
+            return [(sequence, CHOSEN) for sequence in sampling]
 
-        return Launched(sampling, wait)
+        return Launched(wait, [])
 
-    def collect(self, launched: Launched) -> list[tuple[Sequence, list[Sampled]]]:
-        chosen = list(zip(launched.sequences, launched.wait(), strict=True))
-        now = self._clock.now
-        for sequence in launched.sequences:
-            sequence.in_flight -= 1
-            self.token_times[sequence.key].append(now)
-        return chosen
+    def collect(self, launched: Launched) -> list[tuple[Sequence, Choice]]:
+        return launched.wait()
 
     def close(self) -> None:
         """There is nothing to end."""

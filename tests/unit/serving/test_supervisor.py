@@ -52,7 +52,7 @@ LAUNCHER = """
     def start(relay, restarts):
         return TritonProcess([sys.executable, "-c", program, port, answers], {}, relay)
 
-    supervisor = Supervisor(start, [], [int(port)], api, run, Restarts(0, 300.0), 1800.0, 5.0, 0.5)
+    supervisor = Supervisor(start, [], [int(port)], api, run, Restarts(0, 300.0), 1800.0, 0.0, 5.0, 0.5)
     try:
         sys.exit(supervisor.serve(lambda: print("READY", flush=True)))
     except StopRequestedError:
