@@ -9,9 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from gptj_triton.project import EMBEDDED_MODEL
+
+# Another program may take the processor at any moment, so no example has a time limit of its own.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 MakeCheckpoint = Callable[..., Path]
 WriteFasterTransformer = Callable[..., Path]

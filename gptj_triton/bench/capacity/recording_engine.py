@@ -22,6 +22,7 @@ from torch import Tensor
 
 from gptj_triton.bench.capacity.step_times import Step
 from gptj_triton.bench.local_server import LocalServer, local_server
+from gptj_triton.bench.streaming import LIFTED
 from gptj_triton.checkpoint.model_config import ModelConfig
 from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.device import choose_device
@@ -102,12 +103,14 @@ def load_recording_engine(path: Path, config: EngineConfig) -> Engine:
 
 @contextlib.contextmanager
 def recording_server(folder: Path, recording: Path) -> Iterator[LocalServer]:
-    """Runs serve.py with the embedded model and an engine that writes to `recording`. Raises ServerFailedError."""
+    """Runs serve.py with the embedded model and an engine that writes to `recording`; no piece of a stream waits for
+    its turn. Raises ServerFailedError.
+    """
     script = folder / "engine"
     command = [sys.executable, __file__, f"--recording={recording}"]
     script.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
     script.chmod(0o755)
-    with local_server([f"--engine-python={script}"]) as running:
+    with local_server([f"--engine-python={script}", f"--stream-pieces-per-second={LIFTED}"]) as running:
         yield running
 
 

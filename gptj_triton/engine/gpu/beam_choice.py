@@ -27,7 +27,7 @@ from gptj_triton.engine.gpu.beam_state import (
     WIDTH,
     BeamState,
 )
-from gptj_triton.engine.gpu.sampling import _row_sum
+from gptj_triton.engine.gpu.sampling import row_sum
 from gptj_triton.engine.gpu.sampling_state import END_IDS, MOST_END_IDS, SamplingState
 
 # Offers that a program of the last kernel has room for: those of nearly all searches, and of all.
@@ -101,7 +101,7 @@ def _candidates_kernel(
         return
     row = tl.load(facts + FIRST_ROW) + beam
     wanted = tl.load(facts + NUM_CHOICES).to(tl.int32)
-    best, total = _row_sum(chunk_max, chunk_sum, row, chunks, CHUNKS)
+    best, total = row_sum(chunk_max, chunk_sum, row, chunks, CHUNKS)
     log_total = tl.log(total.to(tl.float32))
     numbers = tl.arange(0, CHUNKS)
     there = numbers < chunks

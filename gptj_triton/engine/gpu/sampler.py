@@ -1,7 +1,8 @@
 """Chooses tokens and beams on the GPU without waiting for them: the host prepares the next step while this one is
 computed.
 
-What needs the host (see `can_choose`) is sampled there, and then no step is launched ahead.
+What needs the host (see `can_choose_on_device`, `can_sample_on_device`) is sampled there, and then no step is launched
+ahead.
 """
 
 from __future__ import annotations

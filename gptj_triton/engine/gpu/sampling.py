@@ -271,7 +271,7 @@ def _search_kernel(
 ):
     """The threshold, where all that is kept is above the bound of the candidates; else the row is left unsettled."""
     row = tl.program_id(0).to(tl.int64)
-    best, total = _row_sum(chunk_max, chunk_sum, row, chunks, CHUNKS)
+    best, total = row_sum(chunk_max, chunk_sum, row, chunks, CHUNKS)
     floor = best + tl.load(real + LOG_MIN_P * R + row).to(tl.float32)
     if _keeps_all(whole, real, row, R):
         tl.store(thresholds + row, floor)
@@ -338,7 +338,7 @@ def _search_whole_kernel(
         return
     if tl.load(settled + row) != 0:
         return
-    best, total = _row_sum(chunk_max, chunk_sum, row, chunks, CHUNKS)
+    best, total = row_sum(chunk_max, chunk_sum, row, chunks, CHUNKS)
     top_k = tl.load(whole + TOP_K * R + row)
     top_p = tl.load(real + TOP_P * R + row).to(tl.float32)
     shift = _finite(best)
@@ -453,7 +453,7 @@ def _finish_kernel(
     there = numbers < chunks
     largest = tl.load(chunk_max + row * chunks + numbers, mask=there, other=float("-inf"))
     firsts = tl.load(chunk_best + row * chunks + numbers, mask=there, other=0)
-    best, total = _row_sum(chunk_max, chunk_sum, row, chunks, CHUNKS)
+    best, total = row_sum(chunk_max, chunk_sum, row, chunks, CHUNKS)
     token = tl.min(tl.where(there & (largest == best), firsts, V), axis=0)
     token = tl.minimum(token, V - 1)
     logit = best
@@ -507,7 +507,7 @@ def _keeps_all(whole, real, row, R):
 
 
 @triton.jit
-def _row_sum(chunk_max, chunk_sum, row, chunks, CHUNKS: tl.constexpr):
+def row_sum(chunk_max, chunk_sum, row, chunks, CHUNKS: tl.constexpr):
     """A row's largest logit, and the sum of the exponentials of what the logits are below it, float64."""
     numbers = tl.arange(0, CHUNKS)
     largest = tl.load(chunk_max + row * chunks + numbers, mask=numbers < chunks, other=float("-inf"))

@@ -334,7 +334,7 @@ arrivals = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(arrivals, min_size=1, max_size=12))
 def test_any_mix_of_searches_and_cancellations_ends_each_request_once_and_loses_no_page(
     crowded: Engine, requests: list[Arrival]

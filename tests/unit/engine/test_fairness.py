@@ -292,7 +292,7 @@ ARRIVALS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     arrivals=ARRIVALS,
     num_pages=st.integers(20, 60),

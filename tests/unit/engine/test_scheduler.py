@@ -212,7 +212,7 @@ ARRIVALS = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(arrivals=ARRIVALS, num_pages=st.integers(12, 40), step_tokens=st.integers(1, 24), at_once=st.integers(1, 8))
 def test_every_sequence_ends_exactly_once_and_every_page_comes_back(
     arrivals: list[Arrival], num_pages: int, step_tokens: int, at_once: int

@@ -67,7 +67,7 @@ def test_weights_are_saved_as_fp16(checkpoint: Path) -> None:
 
 
 @given(text=st.text())
-@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_round_trips_through_the_tokenizer(checkpoint: Path, text: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint).backend_tokenizer
     assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text

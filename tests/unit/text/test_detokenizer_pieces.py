@@ -155,7 +155,7 @@ def test_pieces_cut_at_any_two_positions_are_the_whole_text(
             assert shown[first] + detokenizer.piece(ids[:second], 0, first, [end], stop_words).text == shown[second]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_pieces_of_any_tokens_are_the_whole_text(
     detokenizer: Detokenizer, tokenizer: Tokenizer, end: int, data: st.DataObject
@@ -179,7 +179,7 @@ def test_pieces_of_any_tokens_are_the_whole_text(
     assert "".join(pieces(detokenizer, ids, cuts, len(prompt), end, stop_words, with_prompt)) == whole
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(), data=st.data())
 def test_what_is_whole_is_shown_at_once(
     detokenizer: Detokenizer, tokenizer: Tokenizer, end: int, text: str, data: st.DataObject
