@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from gptj_triton.bench.capacity.mix import Mix
 from gptj_triton.bench.capacity.open_loop import Texts, closed_loop
 from gptj_triton.bench.capacity.recording_engine import read_recording
 from gptj_triton.bench.capacity.replica import Served, Settings
-from gptj_triton.bench.capacity.requests import Mix
 from gptj_triton.bench.capacity.step_times import FittedTimes, Step
 
 STAGES = [1, 2, 4, 8, 16, 32, 64, 128]  # clients

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from gptj_triton.bench.capacity import replica_files, report, validation, whole_runs
 from gptj_triton.bench.capacity.calibration import STAGE_SECONDS, STAGES, calibrate, settings_of
+from gptj_triton.bench.capacity.mix import LENGTHS, Lengths, Mix, of_lengths, of_log, read_log
 from gptj_triton.bench.capacity.open_loop import Texts
 from gptj_triton.bench.capacity.recording_engine import recording_server
-from gptj_triton.bench.capacity.requests import LENGTHS, Lengths, Mix, of_lengths, of_log, read_log
 from gptj_triton.bench.capacity.sizing import Sizing, Wanted
 from gptj_triton.bench.local_server import ServerFailedError
 from gptj_triton.bench.machine import processor

@@ -6,8 +6,8 @@ import itertools
 import math
 from dataclasses import dataclass, replace
 
+from gptj_triton.bench.capacity.mix import Mix
 from gptj_triton.bench.capacity.replica import Arrival, Replica, Settings
-from gptj_triton.bench.capacity.requests import Mix
 from gptj_triton.bench.capacity.simulation import Seen, settled, simulate
 from gptj_triton.bench.capacity.step_times import StepTimes
 

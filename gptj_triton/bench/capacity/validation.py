@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptj_triton.bench.capacity.calibration import Calibration, calibrate, settings_of, steps_between
+from gptj_triton.bench.capacity.mix import Mix
 from gptj_triton.bench.capacity.open_loop import Texts, open_loop
 from gptj_triton.bench.capacity.recording_engine import recording_server
 from gptj_triton.bench.capacity.replica import Arrival, Served
-from gptj_triton.bench.capacity.requests import Mix
 from gptj_triton.bench.capacity.simulation import Seen, simulate
 from gptj_triton.bench.capacity.sizing import Sizing
 from gptj_triton.bench.machine import OtherPrograms

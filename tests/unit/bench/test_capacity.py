@@ -14,9 +14,9 @@ import pytest
 
 from gptj_triton.bench.capacity import command, replica_files
 from gptj_triton.bench.capacity.calibration import durations
+from gptj_triton.bench.capacity.mix import Lengths, of_lengths, read_log
 from gptj_triton.bench.capacity.recording_engine import work
 from gptj_triton.bench.capacity.replica import Arrival, Replica, Settings
-from gptj_triton.bench.capacity.requests import Lengths, of_lengths, read_log
 from gptj_triton.bench.capacity.simulation import Seen, simulate
 from gptj_triton.bench.capacity.sizing import Sizing, Wanted
 from gptj_triton.bench.capacity.step_times import FittedTimes, Step
