@@ -97,12 +97,12 @@ def parser() -> OneLineParser:
     limit_help = "the most that a request may hold, such as max_request_tokens=100000; may be given again"
     add("--limit", type=limit, action="append", default=[], metavar="NAME=NUMBER", help=limit_help)
     add("--backend-directory", type=Path, metavar="DIR", help="directory with NVIDIA's fastertransformer backend")
-    triton_help = "its program, beside ../backends/python (default: PATH's, /opt/tritonserver's, the wheel's)"
+    triton_help = "which one to start, BIN/tritonserver beside backends/python (default: the first that is found)"
     add("--tritonserver", type=Path, metavar="PROGRAM", help=triton_help)
     add("--engine-python", default="python3", metavar="PROGRAM", help="the Python that has torch (default: this one)")
     timeout_help = "end the start where a model is not ready after so long (default: 1800)"
     add("--start-timeout", type=positive, default=1800, metavar="SECONDS", help=timeout_help)
-    delay_help = "how long it then says that it is not ready and still takes requests, for proxies to see (default: 0)"
+    delay_help = "how long, after a signal to stop, it is not ready and still takes requests (default: 0)"
     add("--drain-delay", type=seconds, default=0.0, metavar="SECONDS", help=delay_help)
     drain_help = "how long requests may go on after a signal to stop (default: 30)"
     add("--drain-timeout", type=seconds, default=30.0, metavar="SECONDS", help=drain_help)

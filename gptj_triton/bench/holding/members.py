@@ -45,7 +45,7 @@ class Member:
 
     def __init__(self, name: str, ports: Sequence[int], folder: Path, log: Path, arguments: Sequence[str]) -> None:
         http, grpc, metrics = ports
-        self.name, self.port, self.metrics = name, http, f"127.0.0.1:{metrics}"
+        self.name, self.metrics = name, f"127.0.0.1:{metrics}"
         self.addresses = Addresses(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}")
         own = [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
         self._command = [sys.executable, str(SERVE), *own, *arguments]
