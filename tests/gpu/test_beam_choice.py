@@ -153,6 +153,20 @@ def test_searches_of_many_kinds_share_a_batch_and_end_apart(device: torch.device
     check(made, device)
 
 
+@pytest.mark.parametrize("end_ids", [(7,), (VOCABULARY - 1,)])
+def test_logits_that_are_no_numbers_give_tokens_of_the_vocabulary(
+    end_ids: tuple[int, ...], device: torch.device
+) -> None:
+    pair = Pair(params(end_ids=end_ids), [3])
+    state = SamplingState(4, VOCABULARY, device, SMALL)
+    beams = BeamState(torch.zeros(1, MOST_BEAMS.value, 64, dtype=torch.uint8, device=device))
+    assert advance_on_gpu([pair], logits_of([pair], 0, device), state, beams) == [True]
+    if not advance_on_gpu([pair], torch.full((4, VOCABULARY), torch.nan, device=device), state, beams)[0]:
+        pair.on_gpu = pair.twin.result()
+    assert len(pair.on_gpu) == 4
+    assert all(token < VOCABULARY for beam in pair.on_gpu for token in beam.output)
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
