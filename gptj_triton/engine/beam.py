@@ -39,13 +39,20 @@ class BeamStep:
     ended: list[tuple[int, Sampled]]
 
 
+def most_searches(max_sequences: int) -> int:
+    """How many searches can have pages at once: each has two beams at least, but the last to begin again may have only
+    the first of them there yet.
+    """
+    return (max_sequences + 1) // 2
+
+
 def spread(prompt: Sequence) -> list[Sequence]:
     """All beams of a search that begins, none with a token yet, for a GPU that chooses them: they are its `group`, and
     each is to get pages of its own.
     """
     beams = [prompt.copy() for _ in range(prompt.params.beam_width)]
     for beam in beams:
-        beam.cache_indirection, beam.group = [], beams
+        beam.keeps_pages, beam.group = True, beams
     prompt.group = beams
     return beams
 
@@ -92,15 +99,12 @@ class BeamSearch:
             hypothesis = beams[parent].copy()
             hypothesis.append(sampled.token, sampled.log_prob, token_bytes)
             self._finish(hypothesis)
-        if not step.going_on:
+        if len(step.going_on) < len(beams):  # none, unless logits are no numbers
             return False
-        before = [(beam.output, beam.log_probs, beam.cache_indirection) for beam in beams]
-        for place, (parent, sampled) in enumerate(step.going_on):
-            output, log_probs, indirection = before[parent]
-            beam = beams[place]
+        before = [(beam.output, beam.log_probs) for beam in beams]
+        for beam, (parent, sampled) in zip(beams, step.going_on, strict=True):
+            output, log_probs = before[parent]
             beam.output, beam.log_probs = [*output, sampled.token], [*log_probs, sampled.log_prob]
-            if indirection is not None and len(indirection) == len(output):  # else the pages have been given back
-                beam.cache_indirection = [*indirection, place]
         return not self._cannot_improve(beams)
 
     def result(self) -> list[Sequence]:

@@ -169,7 +169,7 @@ class Engine:
         self._count_tokens([each for sequence, choices in live for each in _who_continues(sequence, choices)])
         for sequence, choices in live:
             if isinstance(choices, BeamStep):
-                if result := self._follow(sequence.group, choices):
+                if result := self._follow(sequence, choices):
                     ended.append(result)
                 continue
             if sequence.params.beam_width > 1:
@@ -206,15 +206,19 @@ class Engine:
                 metrics.time_to_first_token_seconds.observe(now - each.submitted_at)
             each.token_at = now
 
-    def _follow(self, beams: list[Sequence], step: BeamStep) -> list[Sequence]:
-        """Let a search's beams take the tokens that a GPU chose for them; returns the search's result if it ended."""
-        search = self._searches[beams[0].key]
+    def _follow(self, sequence: Sequence, step: BeamStep) -> list[Sequence]:
+        """Let a search's beams take the tokens that a GPU chose for them; returns the search's result if it ended.
+        `sequence` is the first beam, or the prompt that became them.
+        """
+        beams, search = sequence.group, self._searches[sequence.key]
+        for beam in beams:
+            beam.token_at = sequence.token_at
         if search.follow(step, beams, self._token_bytes):
             return []
         for beam in beams:
             beam.finish_reason = "length"  # so that what a step under way chooses for it is dropped
         self.scheduler.remove(beams)
-        return self._searches.pop(beams[0].key).result()
+        return self._searches.pop(sequence.key).result()
 
     def _branch(self, candidates: list[tuple[Sequence, list[Sampled]]]) -> list[Sequence]:
         """Put a search's next beams in the place of those that the step computed; returns its result if it ended."""
@@ -231,5 +235,7 @@ class Engine:
 
 
 def _who_continues(sequence: Sequence, choices: Choice) -> list[Sequence]:
-    """The sequences for which something was chosen: one, or the beams of a search that a GPU advances as a whole."""
-    return sequence.group if isinstance(choices, BeamStep) else [sequence]
+    """The sequences for which something was chosen: one, which may be a prompt that becomes beams, or the beams of a
+    search that a GPU advances as a whole.
+    """
+    return sequence.group if isinstance(choices, BeamStep) and sequence is sequence.group[0] else [sequence]

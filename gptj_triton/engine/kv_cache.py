@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 
 import numpy as np
@@ -39,20 +38,14 @@ class KVCache:
         self.values[layer][pages, :, slots] = value
 
     def copy_pages(self, pairs: SequenceOf[tuple[int, int]]) -> None:
-        """Copy the content of pages, (from, to) each, in all layers."""
-        copy_pages((self.keys, self.values), pairs)
+        """Copy the content of pages, (from, to) each, in all layers.
 
-
-def copy_pages(tensors: Iterable[Tensor], pairs: SequenceOf[tuple[int, int]]) -> None:
-    """Copy pages, (from, to) each, of tensors [layers, pages, …].
-
-    A page is the target twice where who took it first was preempted in the same step: the last copy counts.
-    """
-    if pairs:
-        source_of = {target: source for source, target in pairs}
-        for tensor in tensors:
-            content = tensor.view(torch.uint8)  # torch cannot index float8
-            content[:, list(source_of)] = content[:, list(source_of.values())]
+        A page is the target twice where who took it first was preempted in the same step: the last copy counts.
+        """
+        if pairs:
+            source_of = {target: source for source, target in pairs}
+            for tensor in (self.keys, self.values):
+                tensor[:, list(source_of)] = tensor[:, list(source_of.values())]
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

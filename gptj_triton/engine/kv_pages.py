@@ -107,8 +107,8 @@ class PagePool:
             self._leave(page)
         sequence.pages = []
         sequence.num_cached = sequence.num_shared = 0
-        if sequence.cache_indirection is not None:
-            sequence.cache_indirection, sequence.search_slot, sequence.page_keys = [], -1, []
+        if sequence.keeps_pages:
+            sequence.search_slot, sequence.page_keys = -1, []
 
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:
         """Assert that every page is free, or used by as many of `sequences` as is counted, and every key leads back."""

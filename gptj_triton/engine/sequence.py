@@ -44,9 +44,9 @@ class Sequence:
     `in_flight` counts tokens that steps under way will add: they have a position, but nobody knows them yet. Moments
     are those of time.monotonic(), 0 for what has not happened.
 
-    A GPU that chooses the beams of a search leaves K and V where they are: each beam writes to its own pages, whatever
-    it continues. `cache_indirection` then says for each token of the output in whose pages of the `group` its K and V
-    are; it is None for all other sequences. `search_slot` is where the GPU keeps the search; -1 for nowhere.
+    A GPU that chooses the beams of a search leaves K and V where they are: each beam `keeps_pages`, and writes to them
+    whatever it continues. `search_slot` is where the GPU keeps the search, with whose pages hold which token of the
+    output; -1 for nowhere: then each beam's own hold all of it, once they are computed.
     """
 
     key: Hashable
@@ -60,7 +60,7 @@ class Sequence:
     num_shared: int = 0  # pages that others may use too
     in_flight: int = 0
     group: list[Sequence] = field(default_factory=list)
-    cache_indirection: list[int] | None = None
+    keeps_pages: bool = False
     search_slot: int = -1
     top_p: float = 1.0
     finish_reason: str | None = None
@@ -103,7 +103,7 @@ class Sequence:
     @property
     def num_settled(self) -> int:
         """Known tokens whose K and V its pages hold for good once they are computed."""
-        return self.num_known if self.cache_indirection is None else len(self.prompt)
+        return len(self.prompt) if self.keeps_pages else self.num_known
 
     @property
     def decoding(self) -> bool:
@@ -125,7 +125,7 @@ class Sequence:
         twin = copy.copy(self)  # shares its compiled word lists
         twin.output, twin.log_probs, twin.page_keys = self.output[:], self.log_probs[:], self.page_keys[:]
         twin.pages, twin.num_cached, twin.num_shared, twin.in_flight = [], 0, 0, 0
-        twin.cache_indirection, twin.search_slot = None, -1
+        twin.keeps_pages, twin.search_slot = False, -1
         twin.group = [twin]
         return twin
 

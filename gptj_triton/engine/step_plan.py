@@ -81,7 +81,7 @@ def plan_step(
             group.tables.append(sequence.pages[:table_size] + [0] * (table_size - len(sequence.pages)))
             group.starts.append(start)
             if scheduled.samples:
-                if sequence.cache_indirection is not None and sequence is sequence.group[0]:
+                if sequence.keeps_pages and sequence is sequence.group[0]:
                     width, prompt_length = len(sequence.group), len(sequence.prompt)
                     plan.searches.append(
                         SearchPlan(len(plan.token_ids) - 1, width, sequence.search_slot, prompt_length)

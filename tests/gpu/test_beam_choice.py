@@ -37,6 +37,7 @@ class Pair:
         self.on_gpu = [Sequence("gpu", prompt, params)]
         self.search, self.twin = BeamSearch(params), BeamSearch(params)
         self.ended = False
+        self.owners: list[list[int]] = [[]] * params.beam_width  # of each beam's tokens on the GPU
 
 
 def logits_of(pairs: list[Pair], step: int, device: torch.device) -> torch.Tensor:
@@ -60,7 +61,7 @@ def advance_on_gpu(pairs: list[Pair], logits: torch.Tensor, state: SamplingState
     row, rest_place = 0, len(rows)
     for pair in pairs:
         num_rows = len(pair.on_gpu)
-        if pair.on_gpu[0].cache_indirection is None:
+        if not pair.on_gpu[0].keeps_pages:
             pair.on_gpu = spread(pair.on_gpu[0])
             beams.take_slot(pair.on_gpu)
             facts.append(search_facts(pair.on_gpu[0], row, 1, rest_place))
@@ -71,6 +72,8 @@ def advance_on_gpu(pairs: list[Pair], logits: torch.Tensor, state: SamplingState
     few = all(most_offers(pair.params) <= FEW_OFFERS for pair in pairs)
     choices = choose_beams(logits, state, beams, torch.tensor(facts, device=logits.device), few)
     steps = read_choices(choices.cpu().numpy())
+    for pair, step in zip(pairs, steps, strict=True):
+        pair.owners = [[*pair.owners[parent], place] for place, (parent, _) in enumerate(step.going_on)]
     goes_on = [pair.twin.follow(step, pair.on_gpu, []) for pair, step in zip(pairs, steps, strict=True)]
     for step, (first_row, num_rows, width, _, place, *_) in zip(steps, facts, strict=True):
         places = (
@@ -105,7 +108,7 @@ def check(made: list[SamplingParams], device: torch.device) -> None:
             slot = pair.on_gpu[0].search_slot
             width, length = len(pair.on_gpu), len(pair.on_gpu[0].output)
             owners = beams.cache_indirection[slot, :width, :length].tolist()
-            assert owners == [beam.cache_indirection for beam in pair.on_gpu]
+            assert owners == pair.owners
             totals = beams.cum_log_probs[slot, :width].tolist()
             assert totals == pytest.approx([beam.cum_log_prob for beam in pair.on_host], abs=1e-4)
         step += 1
@@ -148,6 +151,20 @@ def test_searches_of_many_kinds_share_a_batch_and_end_apart(device: torch.device
         for _ in range(4)
     ]
     check(made, device)
+
+
+@pytest.mark.parametrize("end_ids", [(7,), (VOCABULARY - 1,)])
+def test_logits_that_are_no_numbers_give_tokens_of_the_vocabulary(
+    end_ids: tuple[int, ...], device: torch.device
+) -> None:
+    pair = Pair(params(end_ids=end_ids), [3])
+    state = SamplingState(4, VOCABULARY, device, SMALL)
+    beams = BeamState(torch.zeros(1, MOST_BEAMS.value, 64, dtype=torch.uint8, device=device))
+    assert advance_on_gpu([pair], logits_of([pair], 0, device), state, beams) == [True]
+    if not advance_on_gpu([pair], torch.full((4, VOCABULARY), torch.nan, device=device), state, beams)[0]:
+        pair.on_gpu = pair.twin.result()
+    assert len(pair.on_gpu) == 4
+    assert all(token < VOCABULARY for beam in pair.on_gpu for token in beam.output)
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,7 @@ def _candidates_kernel(
     for number in range(wanted):
         logit = tl.max(largest, axis=0)
         token = tl.min(tl.where(largest == logit, firsts, V), axis=0)
+        token = tl.minimum(token, V - 1)  # where logits are no numbers
         tl.store(tokens + place + number, token)
         tl.store(log_probs + place + number, logit - best - log_total)
         # The next best of that chunk takes the place of this one.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 import torch
@@ -80,13 +79,14 @@ class BeamState:
         raise AssertionError("more searches have pages than sequences may run")
 
     def load(self, beams: list[Sequence]) -> None:
-        """Say what the host knows of a search without a slot: one that is computed again."""
+        """Say what the host knows of a search without a slot: one that is computed again, each beam in its own
+        pages.
+        """
         self.take_slot(beams)
         slot, count, length = beams[0].search_slot, len(beams), len(beams[0].output)
         totals = torch.tensor([beam.cum_log_prob for beam in beams], dtype=torch.float64)
-        owners = torch.tensor([_owners(beam, place) for place, beam in enumerate(beams)], dtype=torch.uint8)
         self.cum_log_probs[slot, :count] = self.to_device(totals)
-        self.cache_indirection[slot, :count, :length] = self.to_device(owners)
+        self.cache_indirection[slot, :count, :length] = self.to_device(torch.arange(count, dtype=torch.uint8))[:, None]
 
     def to_device(self, numbers: Tensor) -> Tensor:
         """The numbers on the GPU; nothing waits for them."""
@@ -137,13 +137,4 @@ def most_offers(params: SamplingParams) -> int:
 
 def unslotted(sequences: Iterable[Sequence]) -> list[list[Sequence]]:
     """The searches among `sequences` that have no slot."""
-    return [
-        each.group
-        for each in sequences
-        if each.cache_indirection is not None and each.search_slot < 0 and each is each.group[0]
-    ]
-
-
-def _owners(beam: Sequence, place: int) -> SequenceOf[int]:
-    known = beam.cache_indirection or []
-    return [*known, *[place] * (len(beam.output) - len(known))]
+    return [each.group for each in sequences if each.keeps_pages and each.search_slot < 0 and each is each.group[0]]

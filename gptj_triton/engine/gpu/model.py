@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gptj_triton.checkpoint.data_types import FP8
 from gptj_triton.checkpoint.model_config import ModelConfig
+from gptj_triton.engine.beam import most_searches
 from gptj_triton.engine.config import EngineConfig
 from gptj_triton.engine.device import FLOAT8, compute_type, memory_left
 from gptj_triton.engine.gpu.beam_state import MOST_BEAMS
@@ -46,7 +47,7 @@ class GpuModel:
             sin=rotations.imag.contiguous(),
             sampled=torch.zeros(2 * config.max_sequences, dtype=torch.int32, device=device),
             cache_indirection=torch.zeros(
-                max(1, config.max_sequences // 2),  # a search has two beams at least
+                most_searches(config.max_sequences),
                 MOST_BEAMS.value,
                 model.context_length,
                 dtype=torch.uint8,

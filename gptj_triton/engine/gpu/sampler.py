@@ -126,4 +126,4 @@ class GpuSampler:
 
 def _begins_search(sequence: Sequence) -> bool:
     """Whether it is a prompt that becomes the beams of a search in this step."""
-    return sequence.params.beam_width > 1 and sequence.cache_indirection is None
+    return sequence.params.beam_width > 1 and not sequence.keeps_pages

@@ -120,7 +120,7 @@ class AheadSampler:
                 tokens[row] = sampled.token
                 chosen.append((sequence, [sampled]))
                 continue
-            if sequence.cache_indirection is None:
+            if not sequence.keeps_pages:
                 step = self._begin(logits[[row]].clone(), sequence)
                 spread_here.append(sequence)
                 first, *others = sequence.group
@@ -257,5 +257,7 @@ def test_tokens_depend_neither_on_whether_the_host_waits_for_them_nor_on_who_els
     found, events = run(engines[1], made, cancelled)
     assert found == expected
     assert len(found) == len(made) - len(cancelled)
+    firsts = [engine.metrics.take().time_to_first_token_seconds.seen for engine in engines]
+    assert all(len(found) <= count <= len(made) for count in firsts), "a request has one first token"
     assert {event, "began early"} <= events
     assert found == {number: run(engines[0], [(0, *made[number][1:])], set())[0][0] for number in found}

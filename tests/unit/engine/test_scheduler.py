@@ -8,11 +8,12 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gptj_triton.engine.beam import most_searches, spread
 from gptj_triton.engine.kv_pages import PagePool
 from gptj_triton.engine.metrics import EngineMetrics
 from gptj_triton.engine.sampling_params import SamplingParams
 from gptj_triton.engine.scheduler import Scheduled, Scheduler
-from gptj_triton.engine.sequence import Sequence
+from gptj_triton.engine.sequence import Request, Sequence
 
 PAGE = 4
 END = 99
@@ -140,6 +141,42 @@ def test_a_search_is_admitted_only_where_all_of_its_beams_may_run() -> None:
         scheduler.add(waiting)
     keys = [set(shares(compute(scheduler)[0])) for _ in range(3)]
     assert keys == [{1, 3}, {1, 3}, {1, 2}]
+
+
+def searching(scheduler: Scheduler) -> int:
+    """One step in which a GPU chooses beams, each token being a 1; returns how many searches have pages."""
+    step = scheduler.schedule()
+    sampling = [scheduled.sequence for scheduled in step if scheduled.samples]
+    for scheduled in step:
+        scheduler.pool.computed(scheduled.sequence, scheduled.num_tokens)
+    for computed in sampling:
+        if computed.params.beam_width == 1 or computed.keeps_pages:
+            computed.append(1, 0.0, [])
+            continue
+        for beam in spread(computed):
+            scheduler.pool.fork(computed, beam)
+            beam.append(1, 0.0, [])
+        scheduler.replace([computed], computed.group)
+    for computed in sampling:
+        if computed.finish_reason is not None and computed is computed.group[0]:
+            scheduler.remove(computed.group)
+    scheduler.pool.check_integrity(scheduler)
+    return len({id(each.group) for each in scheduler.running if each.keeps_pages})
+
+
+def test_there_is_a_slot_for_every_search_that_has_pages() -> None:
+    """Also where two give way at once, a third begins in the turn of another client, and places are odd."""
+    scheduler = make_scheduler(num_pages=12, step_tokens=64, max_sequences=5)
+    clients = Request(), Request()
+    made = [(1, 20, 1, 0), (4, 16, 2, 1), (4, 20, 2, 1), (5, 4, 2, 0), (5, 12, 2, 0)]
+    for key, (prompt, new, width, client) in enumerate(made):
+        params = SamplingParams(request_output_len=new, end_ids=(END,), beam_width=width)
+        scheduler.add(Sequence(key, sequence(key, prompt).prompt, params, request=clients[client]))
+    most = 0
+    while len(scheduler):
+        most = max(most, searching(scheduler))
+    assert most == most_searches(5) == 3
+    assert [most_searches(places) for places in (1, 2, 3, 4, 64)] == [1, 1, 2, 2, 32]
 
 
 def launch(scheduler: Scheduler) -> list[Scheduled]:
