@@ -121,7 +121,7 @@ def searches(count: int) -> list[tuple[list[int], SamplingParams]]:
     return made
 
 
-@pytest.mark.parametrize(("pages", "places"), [(0, 64), (140, 64), (0, 12)])
+@pytest.mark.parametrize(("pages", "places"), [(0, 64), (140, 64), (0, 12), (140, 13)])
 def test_beams_are_those_of_the_host(pages: int, places: int) -> None:
     """In fp32: all of them, with log-probabilities, also where pages and places are few and searches begin again."""
     made = searches(40)

@@ -56,6 +56,6 @@ class GpuKVCache:
             return
         last = {target: source for source, target in pairs}
         targets, sources = to_device([[*last], [*last.values()]], self._tensors[0].device).long()
-        for tensor in self._tensors:
-            content = tensor.view(torch.uint8)  # torch cannot index float8
-            content.index_copy_(1, targets, content.index_select(1, sources))
+        for layer in (layer for tensor in self._tensors for layer in tensor):  # one by one, as each needs memory
+            content = layer.view(torch.uint8)  # torch cannot index float8
+            content.index_copy_(0, targets, content.index_select(0, sources))

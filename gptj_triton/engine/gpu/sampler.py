@@ -74,7 +74,9 @@ class GpuSampler:
         results = [tokens, log_probs]
         if searches:
             facts = self._beams.to_device(torch.tensor(searches))
-            few_offers = all(most_offers(each.params) <= FEW_OFFERS for each in here if each)
+            few_offers = all(
+                most_offers(each.params) <= FEW_OFFERS for each in here if each and each.params.beam_width > 1
+            )
             results.append(choose_beams(logits, self._state, self._beams, facts, few_offers))
         self._keep_sampled(self._state.tokens[: len(places)])
         on_its_way = [tensor.to("cpu", non_blocking=True) for tensor in results]

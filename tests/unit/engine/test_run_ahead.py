@@ -70,10 +70,9 @@ class Search:
         self.beams = [Sequence("known", prompt.prompt, prompt.params)]
 
     def advance(self, candidates: list[list[Sampled]]) -> BeamStep:
-        before, ended = self.beams[:], len(self.search.finished)
+        before = self.beams[:]
         known = {id(each) for each in self.search.finished}
         branches = self.search.advance(list(zip(before, candidates, strict=True)), [])
-        assert len(self.search.finished) >= ended
         self.beams = [branch.beam for branch in branches]
         going_on = [(before.index(branch.parent), _last(branch.beam)) for branch in branches]
         new = [each for each in self.search.finished if id(each) not in known]
