@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import requests
 import tritonclient.grpc
 
-from tests.server.conftest import FREE_WITHIN, Server, is_idle, start, wait_for_sequences, wait_until
+from tests.server.conftest import CLOSE, FREE_WITHIN, Server, is_idle, start, wait_until
 from tests.server.test_outputs import OUTPUTS, Arrays, fields, stream, subsets
 from tests.server.test_streaming import LONG, GrpcStream, frames, post
 
@@ -99,16 +100,26 @@ def test_what_cannot_be_served_is_refused(streaming: Server, given: dict[str, An
     assert message in frame["error"]
 
 
+def cancelled(server: Server) -> float:
+    """How many requests have ended because their clients left."""
+    text = requests.get(f"http://{server.metrics_url}/metrics", headers=CLOSE, timeout=10).text
+    lines = [line for line in text.splitlines() if line.startswith("gptj_request_success_total{")]
+    return sum(float(line.rpartition(" ")[2]) for line in lines if 'finished_reason="cancelled"' in line)
+
+
 def test_a_client_that_leaves_a_stream_frees_the_pages(streaming: Server) -> None:
+    before = cancelled(streaming)
     response = post(streaming, "ensemble/generate_stream", stream=True, **LONG)
     next(frames(response))
-    wait_for_sequences(streaming, 1)
     response.close()
+    wait_until(lambda: cancelled(streaming) == before + 1, "cancelled request", FREE_WITHIN)
     wait_until(lambda: is_idle(streaming), "idle engine", FREE_WITHIN)
 
 
 def test_a_grpc_stream_that_is_cancelled_frees_the_pages(streaming: Server, grpc: Any) -> None:
     asked = without_stream(fields("Once", max_tokens=900, min_tokens=np.int32(900)))
+    before = cancelled(streaming)
     GrpcStream(grpc, "ensemble", asked | {"stream": np.full((1, 1), True)}).next()
     grpc.stop_stream(cancel_requests=True)
+    wait_until(lambda: cancelled(streaming) == before + 1, "cancelled request", FREE_WITHIN)
     wait_until(lambda: is_idle(streaming), "idle engine", FREE_WITHIN)
