@@ -20,10 +20,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-import requests
 
 from gptj_triton.api_key import http_header
 from gptj_triton.bench import local_server
+from gptj_triton.bench.holding.readings import read_metrics
 
 PROJECT = Path(__file__).resolve().parents[2]
 MARK = "GPTJ_TEST_LAUNCH"
@@ -174,11 +174,9 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = SOON
 
 def load(server: Server) -> dict[str, float]:
     """The engine's metrics, and those of its models, which are summed up."""
-    text = requests.get(f"http://{server.metrics_url}/metrics", headers=CLOSE, timeout=10).text
     found: dict[str, float] = {}
-    for line in text.splitlines():
-        if line.startswith("gptj_"):
-            name, value = line.partition("{")[0], float(line.rpartition(" ")[2])
+    for (name, _), value in read_metrics(server.metrics_url).items():
+        if name.startswith("gptj_"):
             found[name] = found.get(name, 0.0) + value
     return found
 

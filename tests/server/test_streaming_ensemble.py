@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import requests
 import tritonclient.grpc
 
-from tests.server.conftest import CLOSE, FREE_WITHIN, Server, is_idle, start, wait_until
+from gptj_triton.bench.holding.readings import read_metrics
+from tests.server.conftest import FREE_WITHIN, Server, is_idle, start, wait_until
 from tests.server.test_outputs import OUTPUTS, Arrays, fields, stream, subsets
 from tests.server.test_streaming import LONG, GrpcStream, frames, post
 
@@ -102,9 +102,11 @@ def test_what_cannot_be_served_is_refused(streaming: Server, given: dict[str, An
 
 def cancelled(server: Server) -> float:
     """How many requests have ended because their clients left."""
-    text = requests.get(f"http://{server.metrics_url}/metrics", headers=CLOSE, timeout=10).text
-    lines = [line for line in text.splitlines() if line.startswith("gptj_request_success_total{")]
-    return sum(float(line.rpartition(" ")[2]) for line in lines if 'finished_reason="cancelled"' in line)
+    return sum(
+        value
+        for (name, labels), value in read_metrics(server.metrics_url).items()
+        if name == "gptj_request_success_total" and 'finished_reason="cancelled"' in labels
+    )
 
 
 def test_a_client_that_leaves_a_stream_frees_the_pages(streaming: Server) -> None:

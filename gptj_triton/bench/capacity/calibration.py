@@ -15,7 +15,7 @@ from statistics import median
 
 from gptj_triton.bench.capacity.mix import Mix
 from gptj_triton.bench.capacity.open_loop import Texts, closed_loop
-from gptj_triton.bench.capacity.recording_engine import read_recording
+from gptj_triton.bench.capacity.recording_engine import read_sizes, read_steps
 from gptj_triton.bench.capacity.replica import Served, Settings
 from gptj_triton.bench.capacity.step_times import FittedTimes, Step
 
@@ -51,7 +51,7 @@ def calibrate(
     `stages` says, for `stage` seconds.
     """
     began = time.monotonic()
-    most = read_recording(recording)[0]["max_sequences"]
+    most = read_sizes(recording)["max_sequences"]
     alone: list[Served] = []
     for clients in (number for number in stages if number <= most):
         requests = mix.poisson(1.0, MOST_REQUESTS, seed + clients)
@@ -67,8 +67,7 @@ def steps_between(recording: Path, began: float, ended: float) -> list[tuple[Ste
 
     A step after which the engine may have waited for requests is left out: the next one then decodes nothing.
     """
-    _, steps = read_recording(recording)
-    return durations([(moment, step) for moment, step in steps if began <= moment <= ended])
+    return durations([(moment, step) for moment, step in read_steps(recording) if began <= moment <= ended])
 
 
 def durations(steps: Sequence[tuple[float, Step]]) -> list[tuple[Step, float]]:
@@ -79,5 +78,4 @@ def durations(steps: Sequence[tuple[float, Step]]) -> list[tuple[Step, float]]:
 
 def settings_of(recording: Path, own_seconds: float) -> Settings:
     """Those of the server that has written it."""
-    sizes, _ = read_recording(recording)
-    return Settings(**sizes, steps_ahead=0, own_seconds=own_seconds)
+    return Settings(**read_sizes(recording), steps_ahead=0, own_seconds=own_seconds)

@@ -25,6 +25,7 @@ from gptj_triton.engine.kv_cache import PAGE_SIZE
 from gptj_triton.project import PROJECT
 
 H100 = PROJECT / "docs" / "performance-h100.json"
+ENGINE_PARAMETERS = ("max_sequences", "step_tokens", "max_waiting_requests", "max_waiting_tokens")
 QUICK = {"seconds": 1.0, "requests": 40, "stage": 0.3, "clients": [1, 4]}
 
 
@@ -75,8 +76,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         help="the most, p99 of all pairs of tokens",
     )
     add("--mean-between-ms", type=positive, default=math.inf, metavar="MS", help="the most, p99 of requests' means")
-    for name in ("max-sequences", "step-tokens", "max-waiting-requests", "max-waiting-tokens"):
-        add(f"--{name}", type=count, metavar="N", help="the engine's parameter")
+    for name in ENGINE_PARAMETERS:
+        add(f"--{name.replace('_', '-')}", type=count, metavar="N", help="the engine's parameter")
     add("--kv-cache-tokens", type=count, metavar="N", help="what the KV cache holds, as the engine's log says it")
     add("--own-ms", type=number(0, 1e6), metavar="MS", help="of a request outside the engine (default: 3, or measured)")
     add("--gpus", type=count, default=1, metavar="N", help="of a replica (default: 1)")
@@ -120,8 +121,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def changes(options: argparse.Namespace) -> dict[str, int]:
     """The settings of the engine that were given."""
-    names = ("max_sequences", "step_tokens", "max_waiting_requests", "max_waiting_tokens")
-    found = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    found = {name: getattr(options, name) for name in ENGINE_PARAMETERS if getattr(options, name) is not None}
     if options.kv_cache_tokens is not None:
         found["num_pages"] = max(1, options.kv_cache_tokens // PAGE_SIZE)
     return found

@@ -79,10 +79,17 @@ def work(plan: StepPlan) -> tuple[int, int, int, int, int]:
     return decoding, context, prompt_tokens, prompts, prompt_context
 
 
-def read_recording(path: Path) -> tuple[dict[str, int], list[tuple[float, Step]]]:
-    """The engine's sizes, and its steps, each with the moment at which it began."""
-    sizes, *steps = [json.loads(line) for line in path.read_text().splitlines()]
-    return sizes, [(began, Step(*numbers)) for began, *numbers in steps]
+def read_sizes(path: Path) -> dict[str, int]:
+    """The engine's sizes."""
+    with path.open() as file:
+        sizes: dict[str, int] = json.loads(file.readline())
+    return sizes
+
+
+def read_steps(path: Path) -> list[tuple[float, Step]]:
+    """The engine's steps, each with the moment at which it began."""
+    _, *steps = path.read_text().splitlines()
+    return [(began, Step(*numbers)) for began, *numbers in map(json.loads, steps)]
 
 
 def load_recording_engine(path: Path, config: EngineConfig) -> Engine:

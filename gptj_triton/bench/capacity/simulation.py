@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,16 +43,20 @@ class Seen:
 
     @classmethod
     def of(cls, served: Sequence[Served]) -> Seen:
-        answered = [each for each in served if not each.refused]
-        gaps = [np.diff(each.tokens) for each in answered if len(each.tokens) > 1]
-        return cls(
-            len(served),
-            len(served) - len(answered),
-            Percentiles.of([each.tokens[0] - each.arrival.at for each in answered]),
-            Percentiles.of(np.concatenate(gaps) if gaps else []),
-            Percentiles.of([float(each.mean()) for each in gaps]),
-            Percentiles.of([each.tokens[-1] - each.arrival.at for each in answered]),
-        )
+        figures = {name: Percentiles.of(seconds) for name, seconds in seconds_seen(served).items()}
+        return cls(len(served), sum(each.refused for each in served), **figures)
+
+
+def seconds_seen(served: Sequence[Served]) -> dict[str, Sequence[float]]:
+    """All times, in seconds, of which Seen has the percentiles under these names."""
+    answered = [each for each in served if not each.refused]
+    gaps = [np.diff(each.tokens).tolist() for each in answered if len(each.tokens) > 1]
+    return {
+        "first_token": [each.tokens[0] - each.arrival.at for each in answered],
+        "between_tokens": list(itertools.chain.from_iterable(gaps)),
+        "mean_between": [statistics.fmean(each) for each in gaps],
+        "whole": [each.ended_at - each.arrival.at for each in answered],
+    }
 
 
 def simulate(

@@ -13,9 +13,10 @@ from gptj_triton.bench.capacity.calibration import Calibration, calibrate, setti
 from gptj_triton.bench.capacity.mix import Mix
 from gptj_triton.bench.capacity.open_loop import Texts, open_loop
 from gptj_triton.bench.capacity.recording_engine import recording_server
-from gptj_triton.bench.capacity.replica import Arrival, Served
-from gptj_triton.bench.capacity.simulation import Seen, simulate
+from gptj_triton.bench.capacity.replica import Arrival, Served, Settings
+from gptj_triton.bench.capacity.simulation import Seen, seconds_seen, simulate
 from gptj_triton.bench.capacity.sizing import Sizing
+from gptj_triton.bench.capacity.step_times import FittedTimes
 from gptj_triton.bench.machine import OtherPrograms
 
 LEVELS = (0.5, 0.9, 1.5)  # of the capacity
@@ -86,7 +87,7 @@ def validate(mix: Mix, requests: int, stage: float, stages: Sequence[int], seed:
         with recording_server(Path(folder), recording) as server:
             calibrate(server.http, recording, mix, texts, seed, stage / 4, stages)  # warms up
             before = calibrate(server.http, recording, mix, texts, seed, stage, stages)
-            capacity = _capacity(before, recording, mix, seed)
+            capacity = capacity_before = _capacity(before, recording, mix, seed)
             yield f"capacity by the first calibration: {capacity:.1f} requests/s"
             for number, level in enumerate(LEVELS):
                 arrivals = mix.poisson(level * capacity, requests, seed + number)
@@ -95,28 +96,29 @@ def validate(mix: Mix, requests: int, stage: float, stages: Sequence[int], seed:
                 other_cores = others.cores()
                 own_steps = steps_between(recording, began, time.monotonic())
                 after = calibrate(server.http, recording, mix, texts, seed + number + 1, stage, stages)
-                yield f"calibrations before and after: {_capacity(before, recording, mix, seed):.1f}, " + (
-                    f"{_capacity(after, recording, mix, seed):.1f} requests/s"
-                )
+                capacity_after = _capacity(after, recording, mix, seed)
+                yield f"calibrations before and after: {capacity_before:.1f}, {capacity_after:.1f} requests/s"
                 around = before + after
                 predicted = predict(around, recording, arrivals, seed)
                 replayed = predict(Calibration(own_steps, around.first_tokens), recording, arrivals, seed)
                 rows = compare(level, level * capacity, predicted, replayed, measured)
                 refused = [sum(each.refused for each in served) for served in (predicted, measured)]
                 yield Level(rows, refused[0], refused[1], other_cores)
-                before = after
+                before, capacity_before = after, capacity_after
 
 
 def _capacity(calibration: Calibration, recording: Path, mix: Mix, seed: int) -> float:
-    times = calibration.times()
-    settings = settings_of(recording, calibration.own_seconds(times))
-    return Sizing(times, settings, mix, 0.0, seed).saturation().requests
+    return Sizing(*_times_and_settings(calibration, recording), mix, 0.0, seed).saturation().requests
 
 
 def predict(calibration: Calibration, recording: Path, arrivals: Sequence[Arrival], seed: int) -> list[Served]:
-    times = calibration.times()
-    served, _ = simulate(times, settings_of(recording, calibration.own_seconds(times)), arrivals, seed=seed)
+    served, _ = simulate(*_times_and_settings(calibration, recording), arrivals, seed=seed)
     return served
+
+
+def _times_and_settings(calibration: Calibration, recording: Path) -> tuple[FittedTimes, Settings]:
+    times = calibration.times()
+    return times, settings_of(recording, calibration.own_seconds(times))
 
 
 def compare(
@@ -124,23 +126,14 @@ def compare(
 ) -> list[Row]:
     """A row for each figure and percentile, of the same requests."""
     seen = [Seen.of(served) for served in (predicted, replayed, measured)]
+    seconds = seconds_seen(measured)
     rows = []
     for what, name in FIGURES.items():
         for percent in (50, 99):
             first, second, third = (getattr(getattr(each, name), f"p{percent}") for each in seen)
-            values = _values(name, measured)
-            low, high = _by_chance(values, percent / 100, len(measured))
+            low, high = _by_chance(seconds[name], percent / 100, len(measured))
             rows.append(Row(level, rate, len(measured), f"{what}, p{percent}", first, second, third, low, high))
     return rows
-
-
-def _values(name: str, served: Sequence[Served]) -> list[float]:
-    answered = [each for each in served if not each.refused]
-    if name == "first_token":
-        return [each.tokens[0] - each.arrival.at for each in answered]
-    if name == "whole":
-        return [each.ended_at - each.arrival.at for each in answered]
-    return [later - earlier for each in answered for earlier, later in zip(each.tokens, each.tokens[1:], strict=False)]
 
 
 def _by_chance(seconds: Sequence[float], share: float, requests: int) -> tuple[float, float]:

@@ -119,8 +119,8 @@ class Member:
                 return response.status == 200
         return False
 
-    async def becomes_ready(self, within: float = READY_SECONDS) -> float:
-        """Waits for that, and returns the seconds that it took. Raises ServerFailedError."""
+    async def becomes_ready(self, within: float = READY_SECONDS) -> None:
+        """Waits for that. Raises ServerFailedError."""
         started = time.monotonic()
         while not await self.is_ready():
             assert self._process is not None
@@ -129,7 +129,6 @@ class Member:
                 seconds = time.monotonic() - started
                 raise ServerFailedError(f"{self.name} is not ready after {seconds:.0f} s; its last words: {words[-1]}")
             await asyncio.sleep(POLL_SECONDS)
-        return time.monotonic() - started
 
     async def takes_requests(self, within: float) -> float | None:
         """Waits until it has answered one more request, and returns the seconds that it took; None where none comes."""
